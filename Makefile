@@ -1,0 +1,116 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3
+PORT ?= 8000
+CHAPTERS ?= $(sort $(wildcard book/*.ipynb))
+# Chapters run from here, so that a site is built from the notebooks as they are in the checkout.
+SITE := _build/html
+BIN := .venv/bin
+STATE := $(CURDIR)/.cache
+
+# Everything that would otherwise be written to the home directory or to /tmp is written to .cache in the checkout.
+export JUPYTER_CONFIG_DIR := $(STATE)/jupyter/config
+export JUPYTER_DATA_DIR := $(STATE)/jupyter/data
+export JUPYTER_RUNTIME_DIR := $(STATE)/jupyter/runtime
+export JUPYTER_PLATFORM_DIRS := 1
+export IPYTHONDIR := $(STATE)/ipython
+export MPLCONFIGDIR := $(STATE)/matplotlib
+export XDG_CACHE_HOME := $(STATE)/xdg
+export HYPOTHESIS_STORAGE_DIRECTORY := $(STATE)/hypothesis
+export TMPDIR := $(STATE)/tmp
+# A download cache that was asked for by name is used; pip's default one lies in the home directory.
+ifndef PIP_CACHE_DIR
+export PIP_NO_CACHE_DIR := 1
+endif
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# The kernel and the packages of .venv, whatever else the user has installed or set.
+export JUPYTER_PREFER_ENV_PATH := 1
+unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND MATPLOTLIBRC
+
+export PYTHONUTF8 := 1
+export PYTHONUNBUFFERED := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# Small matrices: a second thread costs more than it brings, and on a busy machine much more.
+OMP_NUM_THREADS ?= 1
+MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
+export OMP_NUM_THREADS MKL_NUM_THREADS
+
+.PHONY: help env book test test-portable execute serve check lint clean distclean FORCE
+
+help:
+	@echo 'make book            install what is needed, execute the chapters, build the site'
+	@echo 'make test            unit tests, then every chapter with every output compared'
+	@echo 'make serve           the built site on http://localhost:$(PORT) (PORT=...)'
+	@echo 'make execute         run the chapters and store their outputs (CHAPTERS=book/02-*.ipynb)'
+	@echo 'make check           examine the built pages: links, images, foreign requests, accessibility'
+	@echo 'make test-portable   every chapter again, for other instruction sets and thread counts'
+	@echo 'make lint            ruff over code and notebooks'
+	@echo 'make clean           remove the built site and caches; make distclean also removes .venv'
+
+# The stamp is newer than what it was made from; a changed pin brings the environment up to date.
+env: .venv/.installed
+
+.venv/.installed: requirements.txt constraints.txt pyproject.toml
+	@command -v '$(PYTHON)' >/dev/null || { echo "'$(PYTHON)' was not found; name a Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}, and 3.11 or later is needed: make PYTHON=/path/to/python3")'
+	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@mkdir -p '$(TMPDIR)'
+	test -x $(BIN)/python || '$(PYTHON)' -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+.venv/.installed-check: requirements-check.txt .venv/.installed
+	$(BIN)/python -m pip install --quiet -r requirements-check.txt -c constraints.txt
+	@touch $@
+
+# Stored results are keyed by a chapter's code alone; _build is dropped when what that code runs on has changed.
+book: env
+	@mkdir -p '$(TMPDIR)'
+	@$(BIN)/python tools/fingerprint.py _build
+	$(BIN)/jupyter-book build . -W --keep-going
+	@echo
+	@echo "The book: $(CURDIR)/$(SITE)/index.html"
+
+test: env
+	@mkdir -p '$(TMPDIR)'
+	$(BIN)/python -m pytest tests book --nbval --nbval-current-env --nbval-cell-timeout=120 $(ARGS)
+
+# Other machines, as far as one machine can show them.
+test-portable: env
+	@mkdir -p '$(TMPDIR)'
+	@for capability in default avx2 avx512; do for threads in 1 2; do \
+	  echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
+	  ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads MKL_NUM_THREADS=$$threads \
+	    $(BIN)/python -m pytest book --nbval --nbval-current-env --nbval-cell-timeout=120 -q $(ARGS); \
+	done; done
+
+execute: env
+	@mkdir -p '$(TMPDIR)'
+	@$(BIN)/python tools/execute.py $(CHAPTERS)
+
+serve: env
+	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }
+	@echo 'http://localhost:$(PORT)'
+	@$(BIN)/python -m http.server $(PORT) --bind localhost --directory $(SITE)
+
+check: .venv/.installed-check
+	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }
+	@mkdir -p '$(TMPDIR)'
+	$(BIN)/python -m pytest tests/site $(ARGS)
+
+lint: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --diff . 2>/dev/null || echo '(the layout differs from ruff format; this is advice)'
+
+clean:
+	rm -rf _build .cache
+
+distclean: clean
+	rm -rf .venv mmlib.egg-info

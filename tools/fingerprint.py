@@ -1,0 +1,35 @@
+"""Drop stored results when what they were computed with has changed: python tools/fingerprint.py _build
+
+jupyter-cache keys a result by the notebook's code cells. The library, the corpus, the plot style and the installed
+versions are not in that key, so their contents are remembered here beside the results.
+"""
+
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+
+CONSTANT = ["book/book.mplstyle", "constraints.txt"]
+
+
+def fingerprint() -> str:
+    digest = hashlib.sha256(sys.version.encode())
+    library = (path for path in Path("mmlib").rglob("*") if path.is_file() and path.suffix in {".py", ".txt"})
+    for path in sorted([*library, *map(Path, CONSTANT)]):
+        digest.update(f"{path}\0".encode())
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()
+
+
+def main(build: Path) -> None:
+    stamp = build / ".fingerprint"
+    now = fingerprint()
+    if build.exists() and (not stamp.exists() or stamp.read_text() != now):
+        print(f"the library, the style or the installed versions changed: {build} is made anew")
+        shutil.rmtree(build)
+    build.mkdir(exist_ok=True)
+    stamp.write_text(now)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
