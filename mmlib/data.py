@@ -1,0 +1,224 @@
+"""Names, as text, as contexts and targets, as minibatches; and what counting alone can reach."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from itertools import pairwise
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmlib import rng
+
+BOUNDARY = "."
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
+
+
+def read_names(path: str | PathLike[str] | None = None) -> list[str]:
+    """The names in a file, one a line, lower-case a to z; without a path, the corpus that comes with the book.
+
+    Raises FileNotFoundError if there is no such file, ValueError with the line number for a blank line, a byte-order
+    mark, a carriage return, or any character but a to z, and for an empty file.
+    """
+    file = resources.files("mmlib").joinpath("names.txt") if path is None else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; a text file with one name a line is needed")
+    content = file.read_bytes()
+    if not content:
+        raise ValueError(f"{file}: the file is empty; one name a line is needed")
+    if content.startswith(b"\xef\xbb\xbf"):
+        raise ValueError(f"{file}, line 1: the file starts with a byte-order mark; save it as UTF-8 without one")
+    names = content.removesuffix(b"\n").split(b"\n")
+    for number, line in enumerate(names, start=1):
+        _check_line(f"{file}, line {number}", line)
+    return [name.decode() for name in names]
+
+
+def _check_line(place: str, line: bytes) -> None:
+    if not line:
+        raise ValueError(f"{place}: the line is blank; one name a line is needed")
+    if line.endswith(b"\r"):
+        raise ValueError(f"{place}: the line ends with a carriage return; save the file with Unix line ends")
+    text = line.decode("utf-8", errors="replace")
+    for column, character in enumerate(text, start=1):
+        if character not in _LETTERS:
+            raise ValueError(f"{place}, column {column}: {character!r} in {text!r}; only a to z are allowed")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The symbols of a corpus: the boundary "." as 0, then its characters in order."""
+
+    characters: tuple[str, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> "Vocabulary":
+        """The vocabulary of all characters that occur in `names`. Raises ValueError if there are none."""
+        characters = sorted(set("".join(names)))
+        if not characters:
+            raise ValueError("names: there is no name to take characters from")
+        if BOUNDARY in characters:
+            raise ValueError(f"names: {BOUNDARY!r} marks the boundary of a name and cannot be in one")
+        return cls((BOUNDARY, *characters))
+
+    def __len__(self) -> int:
+        return len(self.characters)
+
+    def encode(self, name: str) -> list[int]:
+        """The symbols of a name. Raises ValueError for a character outside the vocabulary."""
+        try:
+            return [self.characters.index(c, 1) for c in name]
+        except ValueError:
+            unknown = next(c for c in name if c not in self.characters[1:])
+            allowed = "".join(self.characters[1:])
+            raise ValueError(f"{unknown!r} in the name {name!r} is outside the vocabulary {allowed!r}") from None
+
+    def decode(self, tokens: Sequence[int] | Tensor) -> str:
+        """The characters of symbols. Raises ValueError for a symbol outside the vocabulary."""
+        tokens = [int(t) for t in tokens]
+        for t in tokens:
+            if not 0 <= t < len(self):
+                raise ValueError(f"symbol {t} is outside the vocabulary, 0 to {len(self) - 1}")
+        return "".join(self.characters[t] for t in tokens)
+
+
+def split(names: Sequence[str], *fractions: float, generator: torch.Generator) -> list[list[str]]:
+    """The names in random order, cut into parts of the given fractions; no name is in two parts unless it repeats.
+
+    Raises ValueError unless the fractions are positive, sum to 1, and leave no part empty.
+    """
+    if not fractions or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-9):
+        raise ValueError(f"fractions: positive numbers that sum to 1 are needed, got {fractions}")
+    shuffled = [names[i] for i in torch.randperm(len(names), generator=rng.given(generator)).tolist()]
+    cuts = [round(len(names) * sum(fractions[:k])) for k in range(len(fractions) + 1)]
+    parts = [shuffled[a:b] for a, b in pairwise(cuts)]
+    for fraction, part in zip(fractions, parts, strict=True):
+        if not part:
+            raise ValueError(f"fractions: {fraction} of {len(names)} names leaves a part without a name")
+    return parts
+
+
+class Examples(NamedTuple):
+    """Contexts (..., n, block_size) and targets (..., n): symbols, and the symbol that follows them."""
+
+    contexts: Tensor
+    targets: Tensor
+
+
+def examples(names: Sequence[str], vocabulary: Vocabulary, block_size: int) -> Examples:
+    """Every symbol of every name, its closing boundary included, as a target after the `block_size` symbols before it.
+
+    Contexts that reach back beyond the start are filled with the boundary. Raises ValueError if there is no name, if
+    block_size is below 1, or for a character outside the vocabulary.
+    """
+    if block_size < 1:
+        raise ValueError(f"block_size: at least 1 is needed, got {block_size}")
+    if not names:
+        raise ValueError("names: at least one name is needed")
+    contexts, targets = [], []
+    for name in names:
+        tokens = [0] * block_size + vocabulary.encode(name) + [0]
+        for i in range(block_size, len(tokens)):
+            contexts.append(tokens[i - block_size : i])
+            targets.append(tokens[i])
+    return Examples(torch.tensor(contexts), torch.tensor(targets))
+
+
+class Corpus(NamedTuple):
+    """The examples of one corpus in three parts, split by name, and the vocabulary of all of it."""
+
+    vocabulary: Vocabulary
+    train: Examples
+    dev: Examples
+    test: Examples
+
+
+def corpus(block_size: int = 3, *, path: str | PathLike[str] | None = None, seed: int = 0) -> Corpus:
+    """The names of `read_names(path)`, 80 % to train on, 10 % to choose by (dev), 10 % to test once, as examples."""
+    names = read_names(path)
+    vocabulary = Vocabulary.of(names)
+    parts = split(names, 0.8, 0.1, 0.1, generator=rng.generator(seed, "split"))
+    return Corpus(vocabulary, *(examples(part, vocabulary, block_size) for part in parts))
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """`steps` random minibatches of `size` examples, drawn with replacement each time it is iterated over."""
+
+    data: Examples
+    size: int
+    steps: int
+    generators: tuple[torch.Generator, ...]
+    stacked: bool
+
+    _AHEAD = 256  # one draw for many steps gives the same numbers as a draw a step, for less
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Examples]:
+        n = len(self.data.targets)
+        for done in range(0, self.steps, self._AHEAD):
+            shape = (min(self._AHEAD, self.steps - done), self.size)
+            indices = torch.stack([torch.randint(n, shape, generator=g) for g in self.generators], dim=1)
+            for index in indices if self.stacked else indices[:, 0]:
+                yield Examples(self.data.contexts[index], self.data.targets[index])
+
+
+def minibatches(
+    data: Examples, size: int, steps: int, *, generator: torch.Generator | Sequence[torch.Generator]
+) -> Minibatches:
+    """`steps` minibatches of `size` examples each, with replacement.
+
+    With a sequence of R generators, minibatches for R stacked models: contexts (R, size, block_size), each replica's
+    own stream. Raises ValueError for a size below 1, negative steps, no data, or R = 0.
+    """
+    if size < 1:
+        raise ValueError(f"size: at least 1 is needed, got {size}")
+    if steps < 0:
+        raise ValueError(f"steps: 0 or more are needed, got {steps}")
+    if data.targets.dim() != 1 or not len(data.targets):
+        raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
+    stacked = isinstance(generator, Sequence)
+    generators = tuple(generator) if stacked else (generator,)
+    if not generators:
+        raise ValueError("generator: at least one is needed, got an empty sequence")
+    return Minibatches(data, size, steps, tuple(map(rng.given, generators)), stacked)
+
+
+def _counts(data: Examples, order: int, tokens: int) -> Tensor:
+    block_size = data.contexts.shape[-1]
+    if not 0 <= order <= block_size:
+        raise ValueError(f"order: 0 to block_size = {block_size} symbols of context are there, got {order}")
+    code = torch.zeros_like(data.targets)
+    for symbol in data.contexts[:, block_size - order :].T:
+        code = code * tokens + symbol
+    return torch.bincount(code * tokens + data.targets, minlength=tokens ** (order + 1)).view(-1, tokens)
+
+
+def counting_floor(data: Examples, order: int) -> float:
+    """The least cross-entropy, in nats a symbol, that any model which sees `order` symbols can reach on `data`.
+
+    H(target | last `order` symbols), from counts on the same data: 0 is the unigram entropy.
+    Raises ValueError for an order outside 0 to block_size.
+    """
+    counts = _counts(data, order, int(max(data.targets.max(), data.contexts.max())) + 1).double()
+    given_context = counts / counts.sum(1, keepdim=True)
+    return float(-torch.special.xlogy(counts, given_context).nan_to_num().sum() / counts.sum())
+
+
+def counting_loss(seen: Examples, data: Examples, order: int, *, tokens: int, smoothing: float = 1.0) -> float:
+    """The cross-entropy on `data`, in nats a symbol, of counts on `seen` with `smoothing` added to each of them.
+
+    Raises ValueError for an order outside 0 to block_size, or smoothing that is not positive.
+    """
+    if not smoothing > 0:
+        raise ValueError(f"smoothing: a positive number is needed, got {smoothing}")
+    counts = _counts(seen, order, tokens).double() + smoothing
+    log_probability = (counts / counts.sum(1, keepdim=True)).log()
+    of_data = _counts(data, order, tokens)
+    return float(-(of_data * log_probability).sum() / of_data.sum())

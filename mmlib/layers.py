@@ -1,0 +1,137 @@
+"""The layers of a multilayer perceptron.
+
+Every layer works on (..., batch, features). A parameter may carry the same leading axes: R models that share one
+forward pass have weights of shape (R, fan_out, fan_in) and inputs of shape (R, batch, fan_in).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmlib import rng
+from mmlib.activations import Activation
+from mmlib.init import LECUN, Orthogonal, VarianceScaling
+
+Init = VarianceScaling | Orthogonal
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, with W of shape (fan_out, fan_in) as in torch.nn.Linear, and b = 0 at the start.
+
+    Maps (..., batch, fan_in) to (..., batch, fan_out). Raises ValueError where the shapes do not fit.
+    """
+
+    def __init__(
+        self, fan_in: int, fan_out: int, *, init: Init = LECUN, bias: bool = True, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(init(fan_out, fan_in, generator=generator))
+        self.bias = nn.Parameter(torch.zeros(fan_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.weight.shape[-1]:
+            raise ValueError(f"Linear: input {tuple(x.shape)} does not fit weight {tuple(self.weight.shape)}")
+        if self.weight.dim() == 2:
+            return F.linear(x, self.weight, self.bias)
+        y = x @ self.weight.mT
+        return y if self.bias is None else y + self.bias.unsqueeze(-2)
+
+    def extra_repr(self) -> str:
+        fan_out, fan_in = self.weight.shape[-2:]
+        return f"{fan_in}, {fan_out}, bias={self.bias is not None}"
+
+
+class Embedding(nn.Module):
+    """One learned vector of length dim for each of `tokens` symbols, drawn from N(0, 1).
+
+    Maps integers (..., batch, block) to (..., batch, block, dim). Raises ValueError for a symbol outside the
+    vocabulary, or where the leading axes do not fit.
+    """
+
+    def __init__(self, tokens: int, dim: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(rng.normal(tokens, dim, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens, leading = self.weight.shape[-2], self.weight.shape[:-2]
+        if x.is_floating_point():
+            raise ValueError(f"Embedding: integer symbols are needed, got {x.dtype}")
+        if not leading:
+            try:
+                return F.embedding(x, self.weight)
+            except IndexError as error:
+                raise ValueError(_outside(x, tokens)) from error
+        if x.shape[:-2] != leading:
+            raise ValueError(f"Embedding: symbols {tuple(x.shape)} do not fit weight {tuple(self.weight.shape)}")
+        if x.numel() and (x.min() < 0 or x.max() >= tokens):
+            raise ValueError(_outside(x, tokens))
+        offsets = tokens * torch.arange(leading.numel()).view(*leading, 1, 1)
+        return F.embedding(x + offsets, self.weight.flatten(0, -2))
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[-2]}, {self.weight.shape[-1]}"
+
+
+def _outside(x: Tensor, tokens: int) -> str:
+    where = ((x < 0) | (x >= tokens)).nonzero()[0].tolist()
+    return f"symbol {int(x[tuple(where)])} at position {where} is outside the vocabulary, 0 to {tokens - 1}"
+
+
+class Flatten(nn.Module):
+    """Joins the last two axes: (..., batch, block, dim) to (..., batch, block * dim)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(-2)
+
+
+class Nonlinearity(nn.Module):
+    """An activation function as a layer: h = phi(x), elementwise."""
+
+    def __init__(self, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(x)
+
+    def extra_repr(self) -> str:
+        return self.activation.name
+
+
+class Maxout(nn.Module):
+    """h_j = max_k (x W_jk^T + b_jk): the largest of `pieces` affine functions for each of fan_out units.
+
+    Not elementwise: it has weights of its own. Goodfellow et al. (2013), section 2.
+    """
+
+    def __init__(
+        self, fan_in: int, fan_out: int, pieces: int = 2, *, init: Init = LECUN, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        if pieces < 1:
+            raise ValueError(f"pieces: at least 1 is needed, got {pieces}")
+        self.pieces = pieces
+        self.affine = Linear(fan_in, fan_out * pieces, init=init, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine(x).unflatten(-1, (-1, self.pieces)).max(-1).values
+
+    def extra_repr(self) -> str:
+        return f"pieces={self.pieces}"
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The mean of -log softmax(logits)[target] over the batch, in nats.
+
+    Logits (..., batch, classes) and integer targets (..., batch) give a loss of shape (...): one per model.
+    Raises ValueError for a target outside the classes, or where the shapes do not fit.
+    """
+    if logits.shape[:-1] != targets.shape:
+        raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}")
+    try:
+        if logits.dim() == 2:
+            return F.cross_entropy(logits, targets)
+        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    except IndexError as error:
+        raise ValueError(f"cross_entropy: target {_outside(targets, logits.shape[-1])}") from error
+    return losses.view(targets.shape).mean(-1)

@@ -1,0 +1,86 @@
+"""The running example: a multilayer perceptron that reads a few characters and predicts the next."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mmlib import rng
+from mmlib.activations import TANH, Activation
+from mmlib.data import Vocabulary
+from mmlib.init import LECUN
+from mmlib.layers import Embedding, Flatten, Init, Linear, Nonlinearity
+from mmlib.trace import undisturbed
+
+
+@dataclass(frozen=True)
+class MLP:
+    """A recipe: embedding, then `depth` hidden layers of `width` units, then one logit for each token.
+
+    Hidden layers are Linear, `norm(width)` if given, and the activation; a norm makes the Linear's bias redundant, so
+    that it is left out. `confidence` multiplies the output layer's weights once, when the model is built: the scale
+    of the first logits. Bengio et al. (2003), section 2, without its direct connections.
+
+    Raises ValueError for a size below 1 (a depth below 0), or a negative confidence.
+    """
+
+    tokens: int = 27
+    block_size: int = 3
+    embedding: int = 10
+    width: int = 100
+    depth: int = 5
+    activation: Activation = TANH
+    init: Init = LECUN
+    norm: Callable[[int], nn.Module] | None = None
+    confidence: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "block_size", "embedding", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
+        for name in ("depth", "confidence"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: 0 or more is needed, got {getattr(self, name)}")
+
+    def build(self, generator: torch.Generator) -> nn.Sequential:
+        """A new model with weights drawn from `generator`, layer by layer from the input on."""
+        layers: OrderedDict[str, nn.Module] = OrderedDict()
+        layers["embedding"] = Embedding(self.tokens, self.embedding, generator=rng.given(generator))
+        layers["flatten"] = Flatten()
+        fan_in = self.block_size * self.embedding
+        for k in range(1, self.depth + 1):
+            layers[f"linear{k}"] = Linear(
+                fan_in, self.width, init=self.init, bias=self.norm is None, generator=generator
+            )
+            if self.norm is not None:
+                layers[f"norm{k}"] = self.norm(self.width)
+            layers[f"act{k}"] = Nonlinearity(self.activation)
+            fan_in = self.width
+        layers["output"] = Linear(fan_in, self.tokens, init=self.init, generator=generator)
+        with torch.no_grad():
+            layers["output"].weight.mul_(self.confidence)
+        return nn.Sequential(layers)
+
+
+@torch.no_grad()
+def sample(
+    model: nn.Module,
+    vocabulary: Vocabulary,
+    block_size: int,
+    *,
+    generator: torch.Generator,
+    max_length: int = 30,
+) -> str:
+    """One name, drawn character by character from the model in evaluation mode, cut off after `max_length`."""
+    tokens = [0] * block_size
+    with undisturbed(model):
+        model.eval()
+        while len(tokens) < block_size + max_length:
+            logits = model(torch.tensor([tokens[-block_size:]]))
+            token = int(torch.multinomial(logits[0].softmax(-1), 1, generator=rng.given(generator)))
+            if token == 0:
+                break
+            tokens.append(token)
+    return vocabulary.decode(tokens[block_size:])

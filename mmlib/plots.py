@@ -1,0 +1,81 @@
+"""Finished numbers onto Axes. Nothing here sees a model, computes a result or shows a figure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from mmlib.history import Series
+from mmlib.stats import Interval
+
+# Okabe and Ito's palette, which stays apart for colour-blind readers; the yellow is too light for a line on white.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#7F7F7F")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), (0, (3, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_FAMILIES = (
+    ("tanh", "sigmoid", "ReLU", "leaky ReLU", "ELU", "GELU", "SiLU", "step", "Maxout", "identity"),
+    ("Kaiming", "standard normal", "LeCun", "Xavier", "PyTorch default", "orthogonal"),
+    ("no norm", "BatchNorm", "LayerNorm", "GroupNorm", "RMSNorm", "InstanceNorm"),
+    ("healthy start", "naive start"),
+)
+_PLACES = {name: place for family in _FAMILIES for place, name in enumerate(family)}
+
+
+def look(name: str | int) -> dict[str, Any]:
+    """Colour, dash and marker of a curve: the same for one scheme, activation or norm in every figure.
+
+    A number counts through the same list, for curves that have no name of their own, such as layers.
+    """
+    place = (name if isinstance(name, int) else _PLACES[name]) % len(_COLOURS)
+    return {"color": _COLOURS[place], "linestyle": _DASHES[place], "marker": _MARKERS[place]}
+
+
+THEORY: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 3}
+"""How a predicted curve is drawn through the measured points."""
+
+
+def _line(name: str, index: int) -> dict[str, Any]:
+    return {**look(name if name in _PLACES else index), "marker": ""}
+
+
+def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80) -> None:
+    """One normalised histogram a layer, drawn as a line: values of any shape by the layer's name."""
+    for index, (name, x) in enumerate(values.items()):
+        density, edges = np.histogram(x.detach().flatten().numpy(), bins=bins, density=True)
+        ax.plot((edges[1:] + edges[:-1]) / 2, density, label=name, **_line(name, index))
+    ax.set_ylabel("density")
+    ax.legend()
+
+
+def over_time(ax: Axes, series: Mapping[str, Series]) -> None:
+    """One line for each series against the step; where values have a second axis, the seeds, their mean and range."""
+    for index, (name, (steps, values)) in enumerate(series.items()):
+        steps, values = steps.numpy(), values.detach().numpy()
+        style = _line(name, index)
+        if values.ndim == 1:
+            ax.plot(steps, values, label=name, **style)
+        else:
+            ax.plot(steps, values.mean(1), label=name, **style)
+            ax.fill_between(steps, values.min(1), values.max(1), color=style["color"], alpha=0.25, linewidth=0)
+    ax.set_xlabel("step")
+    ax.legend()
+
+
+def raster(ax: Axes, mask: Tensor) -> None:
+    """A boolean map (examples, units), true in black."""
+    ax.imshow(mask.detach().numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    ax.set_xlabel("unit")
+    ax.set_ylabel("example")
+    ax.grid(False)
+
+
+def interval(ax: Axes, rows: Mapping[str, Interval]) -> None:
+    """One row for each name, from the top down: a mark at the mean and a bar from low to high."""
+    for index, (name, (mean, low, high)) in enumerate(rows.items()):
+        style = look(name if name in _PLACES else 0)
+        ax.plot([float(low), float(high)], [index, index], color=style["color"], linewidth=2)
+        ax.plot(float(mean), index, color=style["color"], marker=style["marker"])
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - 0.5, -0.5)

@@ -1,0 +1,38 @@
+"""Randomness is an argument: named streams of random numbers under one seed."""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+def generator(seed: int, stream: str) -> torch.Generator:
+    """A generator for one named use of randomness, such as "weights" or "batches", under one seed.
+
+    Streams with different names are independent, so that drawing one weight more never shifts the minibatches. The
+    state is a BLAKE2 hash of seed and name: the same on every machine. The global random state is not touched.
+
+    Raises TypeError if `seed` is not an integer or `stream` is not a string, ValueError if `stream` is empty.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: an integer is needed, got {seed!r}")
+    if not isinstance(stream, str):
+        raise TypeError(f"stream: a name such as 'weights' is needed, got {stream!r}")
+    if not stream:
+        raise ValueError("stream: the name is empty; give one such as 'weights' or 'batches'")
+    digest = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def given(generator: torch.Generator) -> torch.Generator:
+    """`generator` itself. Raises TypeError for anything else: torch would take None for the global random state."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator: a torch.Generator is needed, such as mmlib.rng.generator(0, 'weights'), got {generator!r}"
+        )
+    return generator
+
+
+def normal(*shape: int, generator: torch.Generator) -> Tensor:
+    """A float32 tensor of independent draws from N(0, 1)."""
+    return torch.randn(shape, generator=given(generator))

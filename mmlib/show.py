@@ -1,0 +1,47 @@
+"""What depends on who is looking: a definition's own source for a chapter, and whether a person is watching at all."""
+
+import ast
+import inspect
+import sys
+import textwrap
+from typing import Any
+
+
+def source(obj: Any) -> str:
+    """The source of a class or function, each docstring cut to its first line.
+
+    Raises TypeError for an object that has no source of its own, such as a number or an instance.
+    """
+    try:
+        text = textwrap.dedent(inspect.getsource(obj))
+    except (TypeError, OSError) as error:
+        raise TypeError(f"show: a class, function or module with Python source is needed, got {obj!r}") from error
+    lines = text.splitlines()
+    drop: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node, clean=False):
+            first, last = node.body[0].lineno, node.body[0].end_lineno
+            if last > first:
+                lines[first - 1] = lines[first - 1].rstrip() + '"""'
+                drop.update(range(first, last))
+    return "\n".join(line for i, line in enumerate(lines) if i not in drop)
+
+
+def show(*objects: Any) -> None:
+    """Display the definitions of classes or functions in a notebook, as highlighted Python."""
+    from IPython.display import Markdown, display
+
+    code = "\n\n\n".join(source(obj) for obj in objects)
+    display(Markdown(f"```python\n{code}\n```"))
+
+
+def watched() -> bool:
+    """Whether a person can see what is written to standard error now: a terminal, or a notebook open in a browser.
+
+    A notebook that is executed to be stored or compared has nobody who could answer `input()`; its kernel is told so
+    with every cell.
+    """
+    kernel = getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
+    if kernel is not None:
+        return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
+    return sys.stderr is not None and sys.stderr.isatty()

@@ -1,0 +1,70 @@
+"""One tensor to one number; for stacked models, to one number a replica."""
+
+import math
+from typing import NamedTuple
+
+from scipy.special import stdtrit
+from torch import Tensor
+
+from mmlib.history import Step
+from mmlib.trace import Trace
+
+
+def rms(x: Tensor) -> Tensor:
+    """sqrt(mean x^2) over the last two axes."""
+    return x.square().mean((-2, -1)).sqrt()
+
+
+def saturation(h: Tensor, threshold: float = 0.99) -> Tensor:
+    """The share of |h| > threshold over the last two axes, examples and units."""
+    return (h.abs() > threshold).double().mean((-2, -1))
+
+
+def dead(slope: Tensor, tolerance: float = 0.0) -> Tensor:
+    """Which units have |phi'(x)| <= tolerance for every one of the examples: (..., n, units) to boolean (..., units).
+
+    On a batch, on all data, or for ever are three different things: this speaks of the examples given.
+    """
+    return (slope.abs() <= tolerance).all(-2)
+
+
+def _ratios(data: dict[str, Tensor], grads: dict[str, Tensor], leading: int) -> dict[str, Tensor]:
+    def spread(x: Tensor) -> Tensor:
+        return x.detach().flatten(leading).std(-1)
+
+    return {name: spread(grads[name]) / spread(p) for name, p in data.items() if p.dim() - leading >= 2}
+
+
+def grad_data_ratios(trace: Trace) -> dict[str, Tensor]:
+    """std(d loss / d W) / std(W), both with n - 1, for every weight matrix."""
+    return _ratios(trace.parameters, trace.parameter_grads, trace.loss.dim())
+
+
+def update_ratios(step: Step) -> dict[str, Tensor]:
+    """log10(std(lr * d loss / d W) / std(W)) for every weight matrix: a probe for `train`. About -3 is healthy."""
+    ratios = _ratios(step.parameters, step.grads, step.loss.dim())
+    return {name: (ratio * step.lr).log10() for name, ratio in ratios.items()}
+
+
+class Interval(NamedTuple):
+    """A mean and the ends of its confidence interval."""
+
+    mean: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def interval(values: Tensor, confidence: float = 0.95) -> Interval:
+    """Student's t interval for the mean over the first axis, the seeds: mean +- t * std / sqrt(n), std with n - 1.
+
+    For a paired comparison give it the differences. Raises ValueError for fewer than two values, or a confidence
+    outside 0 to 1.
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"values: at least two along the first axis are needed, got {n}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: a number between 0 and 1 is needed, got {confidence}")
+    values = values.double()
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * values.std(0) / math.sqrt(n)
+    return Interval(values.mean(0), values.mean(0) - half, values.mean(0) + half)

@@ -1,0 +1,126 @@
+"""Gradient descent as an iterator of steps, and the book-keeping around it."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mmlib.data import Examples
+from mmlib.ensemble import Ensemble, check_batch, repeated
+from mmlib.history import History, Series, Step
+from mmlib.layers import cross_entropy
+from mmlib.show import watched
+from mmlib.trace import first_not_finite, undisturbed
+
+Rate = float | Tensor
+Schedule = Callable[[int], Rate]
+
+_EVALUATED_AT_ONCE = 2**15
+
+
+def constant(lr: Rate) -> Schedule:
+    """The same learning rate at every step."""
+    return lambda index: lr
+
+
+def drop(lr: Rate, at: int, to: Rate) -> Schedule:
+    """The learning rate `lr` before step `at`, `to` from it on."""
+    return lambda index: lr if index < at else to
+
+
+def descend(model: nn.Sequential, batches: Iterable[Examples], *, lr: Rate | Schedule) -> Iterator[Step]:
+    """Plain gradient descent on the cross-entropy: for each batch, p <- p - lr * d loss / d p, and the step taken.
+
+    `lr` is a number, or a function of the step's index. For R stacked models it may be a tensor of R rates. The model
+    is used in the mode it is in; parameters that do not require a gradient stay as they are.
+
+    Raises ValueError if a batch does not fit the model; FloatingPointError, with the step and the first layer
+    concerned, when the loss is nan or infinite: the step that would follow is not taken.
+    """
+    schedule = lr if callable(lr) else constant(lr)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for index, batch in enumerate(batches):
+        check_batch(model, batch)
+        loss = cross_entropy(model(batch.contexts), batch.targets)
+        total = loss.sum() if loss.dim() else loss
+        if not math.isfinite(total.item()):
+            raise FloatingPointError(_not_finite(model, batch, index, loss))
+        grads = torch.autograd.grad(total, parameters.values(), allow_unused=True, materialize_grads=True)
+        rate = schedule(index)
+        with torch.no_grad():
+            for p, grad in zip(parameters.values(), grads, strict=True):
+                p.sub_(grad * _per_replica(rate, p)) if isinstance(rate, Tensor) else p.sub_(grad, alpha=rate)
+        yield Step(index, rate, loss.detach(), parameters, dict(zip(parameters, grads, strict=True)))
+
+
+def _per_replica(rate: Rate, p: Tensor) -> Rate:
+    return rate.view(-1, *[1] * (p.dim() - 1)) if isinstance(rate, Tensor) and rate.dim() else rate
+
+
+def _not_finite(model: nn.Sequential, batch: Examples, index: int, loss: Tensor) -> str:
+    layer = first_not_finite(model, batch)
+    where = "the logits are finite" if layer is None else f"the first layer with such an output is {layer!r}"
+    bad = "" if not loss.dim() else f" in replicas {(~loss.isfinite()).nonzero().flatten().tolist()}"
+    value = loss[~loss.isfinite()].flatten()[0].item() if loss.dim() else loss.item()
+    return f"step {index}: the loss is {value}{bad}; {where}. A smaller learning rate or first weights may help."
+
+
+def train(
+    model: nn.Sequential,
+    batches: Iterable[Examples],
+    *,
+    lr: Rate | Schedule,
+    probe: Callable[[Step], dict[str, Tensor | float]] | None = None,
+    every: int = 1,
+    progress: bool = False,
+) -> History:
+    """Descends through all batches and returns what happened.
+
+    `probe` is asked after every `every`-th step, the first included, and gives numbers by name. `progress` shows a bar
+    to a person who watches, and writes nothing otherwise.
+
+    Raises what `descend` raises, and ValueError if steps were announced but no batch was there, as with an iterator
+    that is used up, or if `every` is below 1.
+    """
+    if every < 1:
+        raise ValueError(f"every: at least 1 is needed, got {every}")
+    total = len(batches) if hasattr(batches, "__len__") else None
+    losses, rates, at, probed = [], [], [], {}
+    steps = descend(model, batches, lr=lr)
+    for step in tqdm(steps, total=total, unit="step", leave=False, disable=not (progress and watched())):
+        losses.append(step.loss)
+        rates.append(torch.as_tensor(step.lr))
+        if probe is not None and step.index % every == 0:
+            at.append(step.index)
+            for name, value in probe(step).items():
+                probed.setdefault(name, []).append(torch.as_tensor(value).detach().clone())
+    if not losses and total != 0:
+        raise ValueError("batches: no minibatch was drawn; an iterator that was used before has none left")
+    index = torch.arange(len(losses))
+    return History(
+        Series(index, torch.stack(losses) if losses else torch.empty(0)),
+        Series(index, torch.stack(rates) if rates else torch.empty(0)),
+        {name: Series(torch.tensor(at), torch.stack(values)) for name, values in probed.items()},
+    )
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Examples) -> float | Tensor:
+    """The mean cross-entropy on all examples, in nats, in evaluation mode; for R stacked models a tensor (R,).
+
+    `data` has no leading axis: every replica sees the same examples. The model is left as found.
+    Raises ValueError if there are no examples.
+    """
+    n = len(data.targets)
+    if data.targets.dim() != 1 or not n:
+        raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
+    rows = max(1, _EVALUATED_AT_ONCE // (model.replicas if isinstance(model, Ensemble) else 1))
+    total = torch.zeros((), dtype=torch.float64)
+    with undisturbed(model):
+        model.eval()
+        for start in range(0, n, rows):
+            part = repeated(Examples(*(x[start : start + rows] for x in data)), model)
+            total = total + cross_entropy(model(part.contexts), part.targets).double() * part.targets.shape[-1]
+    return total / n if total.dim() else float(total) / n
