@@ -8,7 +8,6 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 PYTHON ?= python3
 PORT ?= 8000
 CHAPTERS ?= $(sort $(wildcard book/*.ipynb))
-# Chapters run from here, so that a site is built from the notebooks as they are in the checkout.
 SITE := _build/html
 BIN := .venv/bin
 STATE := $(CURDIR)/.cache
@@ -41,7 +40,7 @@ OMP_NUM_THREADS ?= 1
 MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export OMP_NUM_THREADS MKL_NUM_THREADS
 
-.PHONY: help env book test test-portable execute serve check lint clean distclean FORCE
+.PHONY: help env book test test-portable execute serve check lint clean distclean
 
 help:
 	@echo 'make book            install what is needed, execute the chapters, build the site'
@@ -53,14 +52,20 @@ help:
 	@echo 'make lint            ruff over code and notebooks'
 	@echo 'make clean           remove the built site and caches; make distclean also removes .venv'
 
-# The stamp is newer than what it was made from; a changed pin brings the environment up to date.
-env: .venv/.installed
+# What has to be there before anything runs. The kernel's own log says on every start that it uses TCP on localhost, so
+# only its errors are let through; they are what a reader has to see.
+.cache/ready: Makefile
+	@mkdir -p '$(TMPDIR)' '$(IPYTHONDIR)/profile_default'
+	@echo 'c.IPKernelApp.log_level = 40' > '$(IPYTHONDIR)/profile_default/ipython_kernel_config.py'
+	@touch '$@'
 
-.venv/.installed: requirements.txt constraints.txt pyproject.toml
+# The stamp is newer than what it was made from; a changed pin brings the environment up to date.
+env: .cache/ready .venv/.installed
+
+.venv/.installed: requirements.txt constraints.txt pyproject.toml | .cache/ready
 	@command -v '$(PYTHON)' >/dev/null || { echo "'$(PYTHON)' was not found; name a Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}, and 3.11 or later is needed: make PYTHON=/path/to/python3")'
 	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@mkdir -p '$(TMPDIR)'
 	test -x $(BIN)/python || '$(PYTHON)' -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps -e .
@@ -72,19 +77,16 @@ env: .venv/.installed
 
 # Stored results are keyed by a chapter's code alone; _build is dropped when what that code runs on has changed.
 book: env
-	@mkdir -p '$(TMPDIR)'
 	@$(BIN)/python tools/fingerprint.py _build
 	$(BIN)/jupyter-book build . -W --keep-going
 	@echo
 	@echo "The book: $(CURDIR)/$(SITE)/index.html"
 
 test: env
-	@mkdir -p '$(TMPDIR)'
 	$(BIN)/python -m pytest tests book --nbval --nbval-current-env --nbval-cell-timeout=120 $(ARGS)
 
 # Other machines, as far as one machine can show them.
 test-portable: env
-	@mkdir -p '$(TMPDIR)'
 	@for capability in default avx2 avx512; do for threads in 1 2; do \
 	  echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
 	  ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads MKL_NUM_THREADS=$$threads \
@@ -92,7 +94,6 @@ test-portable: env
 	done; done
 
 execute: env
-	@mkdir -p '$(TMPDIR)'
 	@$(BIN)/python tools/execute.py $(CHAPTERS)
 
 serve: env
@@ -100,9 +101,8 @@ serve: env
 	@echo 'http://localhost:$(PORT)'
 	@$(BIN)/python -m http.server $(PORT) --bind localhost --directory $(SITE)
 
-check: .venv/.installed-check
+check: env .venv/.installed-check
 	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }
-	@mkdir -p '$(TMPDIR)'
 	$(BIN)/python -m pytest tests/site $(ARGS)
 
 lint: env

@@ -60,9 +60,3 @@ def pytest_collectstart(collector):
     if isinstance(collector, IPyNbFile):
         # What a library says on stderr depends on the machine; tests/test_book.py admits none in a stored notebook.
         collector.skip_compare = (*(key for key in collector.skip_compare if key != "image/png"), "stderr")
-
-
-def pytest_sessionstart(session):
-    import torch
-
-    torch.set_num_threads(1)

@@ -1,0 +1,23 @@
+"""Let a docstring write |x| for an absolute value; reStructuredText would look for a substitution of that name."""
+
+import re
+
+LITERAL = re.compile(r"(``.*?``|:\w+:`.*?`)")
+
+
+def escape(app, what, name, obj, options, lines):
+    block = None
+    for i, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if block is not None and line.strip() and indent <= block:
+            block = None
+        if block is None:
+            parts = LITERAL.split(line)
+            lines[i] = "".join(part if k % 2 else part.replace("|", r"\|") for k, part in enumerate(parts))
+            if line.rstrip().endswith("::"):
+                block = indent
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", escape, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

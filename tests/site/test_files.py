@@ -1,0 +1,78 @@
+"""What can be seen in the files of the site without a browser."""
+
+import functools
+import os
+import re
+from urllib.parse import unquote, urlsplit
+
+from bs4 import BeautifulSoup
+from conftest import SITE
+
+# What a browser fetches by itself. Links that a reader may follow are not among them.
+FETCHED = [("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src"), ("audio", "src")]
+FETCHED += [("embed", "src"), ("object", "data"), ("img", "srcset"), ("source", "srcset")]
+FETCHED_RELATIONS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
+IN_STYLE = re.compile(r"""(?:url\(\s*|@import\s+)['"]?((?:https?:)?//[^'")\s]+)""")
+
+
+@functools.cache
+def soup(path):
+    return BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+
+
+def foreign(url):
+    return bool(urlsplit(url.strip()).netloc)
+
+
+def test_pages_fetch_nothing_foreign(page):
+    html = soup(page)
+    fetched = [tag[name] for kind, name in FETCHED for tag in html.find_all(kind) if tag.get(name)]
+    fetched += [
+        link["href"]
+        for link in html.find_all("link")
+        if link.get("href") and FETCHED_RELATIONS & {relation.lower() for relation in link.get("rel") or []}
+    ]
+    found = [url for url in fetched if foreign(url)]
+    for style in [*html.find_all("style"), *html.find_all(style=True)]:
+        found += IN_STYLE.findall(style.string or "" if style.name == "style" else style["style"])
+    assert not found, f"{page.name} fetches {found}"
+
+
+def test_styles_fetch_nothing_foreign():
+    for path in SITE.rglob("*.css"):
+        found = IN_STYLE.findall(path.read_text(encoding="utf-8"))
+        assert not found, f"{path.relative_to(SITE)} fetches {found}"
+
+
+def test_images_are_described(page):
+    for image in soup(page).find_all("img"):
+        # The logo is described by the link around it.
+        if image.find_parent(class_="navbar-brand"):
+            continue
+        alt, src = image.get("alt"), image.get("src", "")
+        assert alt and alt.strip(), f"{page.name}: {src} has no alternative text"
+        assert unquote(alt) != unquote(src), f"{page.name}: the alternative text of {src} is its address"
+
+
+def test_formulas_have_no_error(page):
+    assert not soup(page).select("mjx-merror, merror"), f"{page.name} shows a TeX error"
+
+
+@functools.cache
+def anchors(path):
+    return {tag["id"] for tag in soup(path).find_all(id=True)} | {tag["name"] for tag in soup(path).find_all("a", attrs={"name": True})}
+
+
+def test_internal_links_lead_somewhere(page):
+    # The page for a missing address is served at any address, so its links carry the prefix of the published site.
+    if page.name == "404.html":
+        return
+    for tag in soup(page).find_all(["a", "link", "script", "img"]):
+        url = tag.get("href") or tag.get("src")
+        if not url or foreign(url) or urlsplit(url).scheme:
+            continue
+        parts = urlsplit(url)
+        target = page if not parts.path else SITE / os.path.normpath(page.parent.relative_to(SITE) / unquote(parts.path))
+        assert target.exists(), f"{page.name} links to {url}, which does not exist"
+        if parts.fragment and target.suffix == ".html":
+            assert unquote(parts.fragment) in anchors(target), f"{page.name} links to {url}; there is no such place"
