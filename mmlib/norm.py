@@ -1,0 +1,200 @@
+"""Normalisation: standardize, and the four layers that differ in which axes they average over.
+
+As all layers, these work on (..., batch, features); batch normalisation averages over the batch, the others over the
+features of each row by itself.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from mmlib.data import Examples
+from mmlib.layers import Linear
+
+
+def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance E (x - mean)^2 along one axis, which is kept with length 1.
+
+    The deviations are squared, not the values: E x^2 - (E x)^2 cancels in float32 when the mean is large.
+    """
+    mean = x.mean(dim, keepdim=True)
+    return mean, (x - mean).square().mean(dim, keepdim=True)
+
+
+def standardize(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps): zero mean and unit variance if these are x's own. Ioffe and Szegedy (2015), 3."""
+    return (x - mean) * torch.rsqrt(var + eps)
+
+
+class _Norm(nn.Module):
+    """A learned scale (weight, 1 at the start) and shift (bias, 0) for each feature, around a standardisation."""
+
+    def __init__(self, features: int, *, eps: float, shift: bool = True) -> None:
+        super().__init__()
+        if features < 1:
+            raise ValueError(f"features: at least 1 is needed, got {features}")
+        if not 0 < eps < float("inf"):
+            raise ValueError(f"eps: a positive number is needed, got {eps}")
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(features))
+        self.bias = nn.Parameter(torch.zeros(features)) if shift else None
+
+    def _check(self, x: Tensor) -> None:
+        kind, weight = type(self).__name__, tuple(self.weight.shape)
+        if not x.is_floating_point():
+            raise ValueError(f"{kind}: a floating-point tensor is needed, got {x.dtype}")
+        if x.dim() < 2 or x.shape[-1] != weight[-1] or (len(weight) > 1 and x.shape[:-2] != weight[:-1]):
+            raise ValueError(f"{kind}: input {tuple(x.shape)} does not fit weight {weight}")
+
+    def _scale_and_shift(self, y: Tensor) -> Tensor:
+        scale = self.weight.unsqueeze(-2)
+        return y * scale if self.bias is None else torch.addcmul(self.bias.unsqueeze(-2), y, scale)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[-1]}, eps={self.eps}"
+
+
+class BatchNorm1d(_Norm):
+    """Standardises each feature over the batch, then scales and shifts: weight * x_hat + bias.
+
+    In training the batch's own mean and biased variance are used, and running_mean and running_var move towards that
+    mean and the unbiased variance by the share `momentum`; in evaluation the running statistics are used. Parameters,
+    buffers and conventions are those of torch.nn.BatchNorm1d.
+
+    Raises ValueError for a batch of one in training, an input that does not fit or is not floating point, eps not
+    positive, or momentum outside 0 to 1. Ioffe and Szegedy (2015), algorithms 1 and 2.
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(features, eps=eps)
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum: a number from 0 to 1 is needed, got {momentum}")
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(features))
+        self.register_buffer("running_var", torch.ones(features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        if not self.training:
+            return self._evaluated(x)
+        mean, var = self._batch_moments(x)
+        self._track(mean, var, x.shape[-2], self.momentum)
+        self.num_batches_tracked += 1
+        return self._scale_and_shift(standardize(x, mean, var, self.eps))
+
+    def _evaluated(self, x: Tensor) -> Tensor:
+        mean, var = self.running_mean.unsqueeze(-2), self.running_var.unsqueeze(-2)
+        return self._scale_and_shift(standardize(x, mean, var, self.eps))
+
+    def _check(self, x: Tensor) -> None:
+        super()._check(x)
+        if x.shape[:-2] != self.weight.shape[:-1]:
+            raise ValueError(f"BatchNorm1d: input {tuple(x.shape)} does not fit weight {tuple(self.weight.shape)}")
+
+    def _batch_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.shape[-2] < 2:
+            raise ValueError(
+                f"BatchNorm1d: in training a batch of at least 2 is needed to have a variance, got {x.shape[-2]}; "
+                "use evaluation mode for single examples"
+            )
+        return moments(x, -2)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor, n: int, momentum: float) -> None:
+        self.running_mean.lerp_(mean.squeeze(-2), momentum)
+        self.running_var.lerp_(var.squeeze(-2) * (n / (n - 1)), momentum)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, momentum={self.momentum}"
+
+
+class LayerNorm(_Norm):
+    """Standardises each row over its features, then scales and shifts. Same in training and evaluation.
+
+    Raises ValueError for an input that does not fit or is not floating point, or eps not positive.
+    Ba, Kiros and Hinton (2016), section 3.
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5) -> None:
+        super().__init__(features, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        return self._scale_and_shift(standardize(x, *moments(x, -1), self.eps))
+
+
+class GroupNorm(_Norm):
+    """Standardises each row over each of `groups` equal runs of its features, then scales and shifts each feature.
+
+    One group is layer normalisation. Raises ValueError if the groups do not divide the features, and as LayerNorm.
+    Wu and He (2018), section 3.
+    """
+
+    def __init__(self, groups: int, features: int, *, eps: float = 1e-5) -> None:
+        super().__init__(features, eps=eps)
+        if groups < 1 or features % groups:
+            raise ValueError(f"groups: a divisor of features = {features} is needed, got {groups}")
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        grouped = x.unflatten(-1, (self.groups, -1))
+        return self._scale_and_shift(standardize(grouped, *moments(grouped, -1), self.eps).flatten(-2))
+
+    def extra_repr(self) -> str:
+        return f"{self.groups}, {super().extra_repr()}"
+
+
+class RMSNorm(_Norm):
+    """Divides each row by its root mean square, x / sqrt(mean x^2 + eps), then scales: no mean, no shift.
+
+    Raises ValueError as LayerNorm. Zhang and Sennrich (2019), section 4.
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5) -> None:
+        super().__init__(features, eps=eps, shift=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        return self._scale_and_shift(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
+
+
+@torch.no_grad()
+def calibrate(model: nn.Sequential, data: Examples) -> None:
+    """Sets the running statistics of every BatchNorm1d to those of all `data`: mean and unbiased variance.
+
+    Layer by layer, each on what the calibrated layers before it put out in evaluation. Modes and parameters stay.
+    Data for R stacked models need their leading axis. Raises ValueError for fewer than two examples.
+    """
+    x = data.contexts
+    if data.targets.shape[-1] < 2:
+        raise ValueError(f"data: at least two examples are needed for a variance, got {data.targets.shape[-1]}")
+    for layer in model:
+        if isinstance(layer, BatchNorm1d):
+            layer._track(*moments(x, -2), x.shape[-2], momentum=1.0)
+            x = layer._evaluated(x)
+        else:
+            x = layer(x)
+
+
+@torch.no_grad()
+def fold(linear: Linear, norm: BatchNorm1d) -> Linear:
+    """One Linear equal to norm(linear(x)) in evaluation: W' = W * s, b' = (b - running_mean) * s + bias, with
+    s = weight / sqrt(running_var + eps) for each output. Neither argument is changed.
+
+    Raises ValueError if the sizes differ, TypeError for other kinds of layer.
+    """
+    if not isinstance(linear, Linear) or not isinstance(norm, BatchNorm1d):
+        raise TypeError(f"fold: a Linear and a BatchNorm1d are needed, got {type(linear)} and {type(norm)}")
+    if linear.weight.shape[:-1] != norm.weight.shape:
+        raise ValueError(
+            f"fold: weight {tuple(linear.weight.shape)} does not fit {tuple(norm.weight.shape)} features of the norm"
+        )
+    s = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    bias = -norm.running_mean if linear.bias is None else linear.bias - norm.running_mean
+    folded = copy.deepcopy(linear)
+    folded.weight = nn.Parameter(linear.weight * s.unsqueeze(-1))
+    folded.bias = nn.Parameter(bias * s + norm.bias)
+    return folded

@@ -1,0 +1,255 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from mmlib.data import Examples
+from mmlib.ensemble import stack, unstack
+from mmlib.layers import Linear
+from mmlib.models import MLP
+from mmlib.norm import BatchNorm1d, GroupNorm, LayerNorm, RMSNorm, calibrate, fold, moments, standardize
+from mmlib.rng import generator
+from mmlib.train import evaluate
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(shape, generator=generator(seed, "test"), dtype=dtype)
+
+
+PAIRS = {
+    "BatchNorm1d": (lambda f, **k: BatchNorm1d(f, **k), lambda f, **k: nn.BatchNorm1d(f, **k)),
+    "LayerNorm": (lambda f, **k: LayerNorm(f, **k), lambda f, **k: nn.LayerNorm(f, **k)),
+    "GroupNorm": (lambda f, **k: GroupNorm(2, f, **k), lambda f, **k: nn.GroupNorm(2, f, **k)),
+    "RMSNorm": (lambda f, **k: RMSNorm(f, **k), lambda f, **k: nn.RMSNorm(f, **k)),
+}
+
+
+def twins(ours, reference, seed=0):
+    """The two layers in float64 with the same random parameters."""
+    ours, reference = ours.double(), reference.double()
+    state = {
+        name: value if name == "num_batches_tracked" else randn(*value.shape, seed=seed + i).abs() + 0.1
+        for i, (name, value) in enumerate(reference.state_dict().items())
+    }
+    ours.load_state_dict(state)
+    reference.load_state_dict(state)
+    return ours, reference
+
+
+def assert_agree(ours, reference, x, cotangent, atol=1e-12):
+    """Output, input gradient, parameter gradients and buffers, for one call of each."""
+    results = []
+    for layer in (ours, reference):
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf)
+        parameters = dict(layer.named_parameters())
+        grads = torch.autograd.grad(y, [leaf, *parameters.values()], cotangent)
+        results.append({"output": y, "input": grads[0], **dict(zip(parameters, grads[1:], strict=True))})
+        results[-1] |= {f"buffer {name}": b.clone() for name, b in layer.named_buffers()}
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        torch.testing.assert_close(value, results[1][name], rtol=1e-10, atol=atol, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_agrees_with_torch_over_steps_and_then_in_evaluation(kind):
+    make, reference = PAIRS[kind]
+    ours, theirs = twins(make(6, eps=1e-5), reference(6, eps=1e-5))
+    for step in range(4):
+        assert_agree(ours, theirs, 3 * randn(8, 6, seed=step) + 2, randn(8, 6, seed=50 + step))
+    ours.eval(), theirs.eval()
+    for step in range(2):
+        assert_agree(ours, theirs, randn(8, 6, seed=step), randn(8, 6, seed=70 + step))
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    kind=st.sampled_from(sorted(PAIRS)),
+    batch=st.integers(2, 9),
+    half=st.integers(1, 8),
+    eps=st.floats(1e-8, 1.0),
+    momentum=st.floats(0, 1),
+    scale=st.floats(1e-2, 1e2),
+    training=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_agrees_with_torch_for_any_shape_eps_and_momentum(kind, batch, half, eps, momentum, scale, training, seed):
+    options = {"eps": eps, "momentum": momentum} if kind == "BatchNorm1d" else {"eps": eps}
+    make, reference = PAIRS[kind]
+    ours, theirs = twins(make(2 * half, **options), reference(2 * half, **options), seed)
+    ours.train(training), theirs.train(training)
+    # rows whose variance is far below eps divide by sqrt(eps): the error grows with the gradient
+    x, cotangent = scale * randn(batch, 2 * half, seed=seed + 1), randn(batch, 2 * half, seed=seed + 2)
+    assert_agree(ours, theirs, x, cotangent, atol=1e-9)
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(groups=st.integers(1, 6), per_group=st.integers(2, 5), batch=st.integers(1, 5), seed=st.integers(0, 1000))
+def test_group_norm_agrees_with_torch_for_any_groups(groups, per_group, batch, seed):
+    features = groups * per_group
+    ours, theirs = twins(GroupNorm(groups, features), nn.GroupNorm(groups, features), seed)
+    x, cotangent = randn(batch, features, seed=seed + 1), randn(batch, features, seed=seed + 2)
+    assert_agree(ours, theirs, x, cotangent, atol=1e-9)
+
+
+def test_one_group_is_layer_norm():
+    x = randn(5, 6)
+    torch.testing.assert_close(GroupNorm(1, 6).double()(x), LayerNorm(6).double()(x))
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_large_mean_in_float32_loses_nothing_but_digits(kind):
+    make, reference = PAIRS[kind]
+    x = 1e4 + randn(64, 64, dtype=torch.float32)
+    exact = reference(64).double()(x.double())
+    spacing = 2**-10  # of float32 numbers near 1e4: the mean cannot be known better than to half of it
+    torch.testing.assert_close(make(64)(x).double(), exact, rtol=0, atol=2 * spacing)
+
+
+def test_batch_of_two_agrees():
+    ours, theirs = twins(BatchNorm1d(3), nn.BatchNorm1d(3))
+    assert_agree(ours, theirs, randn(2, 3), randn(2, 3, seed=9))
+
+
+def test_batch_of_one_is_an_error_in_words_in_training_and_fine_in_evaluation():
+    norm = BatchNorm1d(3)
+    before = copy.deepcopy(norm.state_dict())
+    with pytest.raises(ValueError, match=r"batch of at least 2 .* got 1; use evaluation mode"):
+        norm(torch.randn(1, 3, generator=generator(0, "x")))
+    assert all(torch.equal(before[k], v) for k, v in norm.state_dict().items())
+    assert norm.eval()(torch.zeros(1, 3)).shape == (1, 3)
+
+
+def test_running_statistics_take_the_unbiased_variance_and_keep_no_graph():
+    norm, x = BatchNorm1d(3, momentum=1.0), randn(4, 3, dtype=torch.float32)
+    norm(x.requires_grad_())
+    torch.testing.assert_close(norm.running_mean, x.detach().mean(0))
+    torch.testing.assert_close(norm.running_var, x.detach().var(0, unbiased=True))
+    assert not norm.running_mean.requires_grad and not norm.running_var.requires_grad
+    assert norm.num_batches_tracked == 1
+
+
+def test_a_frozen_layer_stays_frozen():
+    norm = BatchNorm1d(3).eval().requires_grad_(False)
+    before = copy.deepcopy(norm.state_dict())
+    with torch.enable_grad():
+        norm(randn(8, 3, dtype=torch.float32))
+    assert all(torch.equal(before[k], v) for k, v in norm.state_dict().items())
+
+
+def test_the_mode_is_the_module_s_not_the_gradient_flag_s():
+    norm, x = BatchNorm1d(3), 5 + randn(8, 3, dtype=torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(norm(x).mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    assert norm.num_batches_tracked == 1
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_stacked_equals_each_alone(kind):
+    make, _ = PAIRS[kind]
+    models = [nn.Sequential(make(6)).double() for _ in range(3)]
+    for r, model in enumerate(models):
+        model[0].load_state_dict({k: v + 0.1 * r for k, v in model[0].state_dict().items()})
+    ensemble = stack(models)
+    x, cotangent = randn(3, 5, 6).requires_grad_(), randn(3, 5, 6, seed=1)
+    (grad,) = torch.autograd.grad(ensemble(x), x, cotangent)
+    for r, (model, back) in enumerate(zip(models, unstack(ensemble), strict=True)):
+        leaf = x[r].detach().requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(model(leaf), leaf, cotangent[r])[0], grad[r])
+        for name, value in model.state_dict().items():
+            torch.testing.assert_close(back.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_shapes_and_types_that_do_not_fit_are_named(kind):
+    layer = PAIRS[kind][0](6)
+    with pytest.raises(ValueError, match=r"\(4, 5\) does not fit weight \(6,\)"):
+        layer(torch.zeros(4, 5))
+    with pytest.raises(ValueError, match=r"floating-point tensor is needed, got torch.int64"):
+        layer(torch.zeros(4, 6, dtype=torch.long))
+
+
+def test_batch_norm_refuses_leading_axes_it_has_no_statistics_for():
+    with pytest.raises(ValueError, match=r"\(2, 4, 6\) does not fit weight \(6,\)"):
+        BatchNorm1d(6)(torch.zeros(2, 4, 6))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BatchNorm1d(3, eps=0.0), "eps: a positive number is needed, got 0.0"),
+        (lambda: LayerNorm(3, eps=-1.0), "eps: a positive number is needed, got -1.0"),
+        (lambda: RMSNorm(3, eps=float("nan")), "eps: a positive number is needed, got nan"),
+        (lambda: BatchNorm1d(3, momentum=1.5), "momentum: a number from 0 to 1 is needed, got 1.5"),
+        (lambda: GroupNorm(4, 6), "groups: a divisor of features = 6 is needed, got 4"),
+        (lambda: GroupNorm(0, 6), "groups: a divisor of features = 6 is needed, got 0"),
+        (lambda: LayerNorm(0), "features: at least 1 is needed, got 0"),
+    ],
+)
+def test_values_out_of_range_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_standardize_gives_zero_mean_and_unit_variance():
+    x = 3 + 2 * randn(50, 4)
+    y = standardize(x, *moments(x, -2), 1e-12)
+    torch.testing.assert_close(y.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(y.square().mean(0), torch.ones(4, dtype=torch.float64))
+
+
+def examples(n=40):
+    g = generator(3, "examples")
+    return Examples(torch.randint(27, (n, 3), generator=g), torch.randint(27, (n,), generator=g))
+
+
+def test_calibrate_sets_whole_data_statistics_layer_by_layer():
+    model = MLP(depth=2, width=8, norm=BatchNorm1d).build(generator(0, "weights")).double().train()
+    data = examples()
+    calibrate(model, data)
+    assert all(m.training for m in model.modules())
+    model.eval()
+    x = data.contexts
+    for name, layer in model.named_children():
+        if name.startswith("norm"):
+            torch.testing.assert_close(layer.running_mean, x.mean(0))
+            torch.testing.assert_close(layer.running_var, x.var(0))
+            assert layer.num_batches_tracked == 0
+        x = layer(x)
+
+
+def test_calibrate_on_stacked_models_equals_each_alone():
+    models = [MLP(depth=2, width=8, norm=BatchNorm1d).build(generator(r, "weights")) for r in range(3)]
+    ensemble, data = stack(models), examples()
+    calibrate(ensemble, Examples(*(x.expand(3, *x.shape) for x in data)))
+    for model, back in zip(models, unstack(ensemble), strict=True):
+        calibrate(model, data)
+        torch.testing.assert_close(back.norm2.running_var, model.norm2.running_var)
+    torch.testing.assert_close(evaluate(ensemble, data), torch.tensor([evaluate(m, data) for m in models]).double())
+
+
+def test_calibrate_refuses_a_single_example():
+    with pytest.raises(ValueError, match="at least two examples are needed for a variance, got 1"):
+        calibrate(MLP(norm=BatchNorm1d).build(generator(0, "weights")), examples(1))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_fold_equals_linear_then_norm_in_evaluation(bias):
+    linear = Linear(5, 4, bias=bias, generator=generator(0, "weights")).double()
+    norm, _ = twins(BatchNorm1d(4), nn.BatchNorm1d(4))
+    before = copy.deepcopy((linear.state_dict(), norm.state_dict()))
+    x = randn(7, 5)
+    torch.testing.assert_close(fold(linear, norm)(x), norm.eval()(linear(x)), rtol=1e-12, atol=1e-12)
+    for state, layer in zip(before, (linear, norm), strict=True):
+        assert all(torch.equal(state[k], v) for k, v in layer.state_dict().items())
+
+
+def test_fold_refuses_what_does_not_fit():
+    linear = Linear(5, 4, generator=generator(0, "weights"))
+    with pytest.raises(ValueError, match=r"weight \(4, 5\) does not fit \(3,\)"):
+        fold(linear, BatchNorm1d(3))
+    with pytest.raises(TypeError, match="a Linear and a BatchNorm1d are needed"):
+        fold(linear, LayerNorm(4))
