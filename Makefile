@@ -78,7 +78,8 @@ env: .cache/ready .venv/.installed
 # Stored results are keyed by a chapter's code alone; _build is dropped when what that code runs on has changed.
 book: env
 	@$(BIN)/python tools/fingerprint.py _build
-	$(BIN)/jupyter-book build . -W --keep-going
+	@# Sphinx warns of a page only when it reads it: after a failure every page is read again, or the next build would pass.
+	$(BIN)/jupyter-book build . -W --keep-going || { rm -rf $(SITE) _build/.doctrees; exit 1; }
 	@echo
 	@echo "The book: $(CURDIR)/$(SITE)/index.html"
 

@@ -8,7 +8,7 @@ import base64
 import io
 import os
 
-# Read by the kernels that nbval starts, and by torch here; a second thread on a busy machine costs far more than it brings.
+# For torch here and in the kernels; on a busy machine a second thread costs far more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 # A backend named from outside would replace the one that puts figures into a notebook.

@@ -1,7 +1,11 @@
-"""What holds for every chapter as a file; that its outputs are right is nbval's business, and that nbval sees is tested here."""
+"""What holds for every chapter as a file.
+
+That its outputs are right is nbval's business; that nbval sees a wrong one is tested at the end.
+"""
 
 import base64
 import io
+import itertools
 import json
 import re
 import shutil
@@ -28,7 +32,7 @@ def read(path):
 
 
 def code_cells(path):
-    """(where, cell) for every code cell with something in it; `where` names the notebook, the cell and its first line."""
+    """(where, cell) for every code cell that is not empty; `where` names notebook, cell and first line."""
     for i, cell in enumerate(read(path).cells):
         if cell.cell_type == "code" and cell.source.strip():
             yield f"{path.name}, cell {i} ({cell.source.strip().splitlines()[0][:60]!r})", cell
@@ -42,7 +46,8 @@ def pictures(cell):
 def test_every_cell_was_run_once_and_in_order(path):
     for expected, (where, cell) in enumerate(code_cells(path), start=1):
         assert cell.execution_count == expected, (
-            f"{where}: execution count is {cell.execution_count}, not {expected}; make execute CHAPTERS=book/{path.name}"
+            f"{where}: execution count is {cell.execution_count}, not {expected}: "
+            f"make execute CHAPTERS=book/{path.name}"
         )
 
 
@@ -75,7 +80,9 @@ def test_every_figure_is_described(path):
         shown = pictures(cell)
         if not shown:
             continue
-        assert len(shown) == 1, f"{where} shows {len(shown)} pictures; a description belongs to one, so show one per cell"
+        assert len(shown) == 1, (
+            f"{where} shows {len(shown)} pictures; a description belongs to one, so show one per cell"
+        )
         alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
         assert len(alt) >= SHORTEST_ALT, (
             f"{where}: the metadata mystnb.image.alt says what the figure shows in at least {SHORTEST_ALT} characters; "
@@ -95,7 +102,10 @@ def test_every_figure_has_its_numbers_beside_it(path):
                 output
                 for output in cell.outputs
                 if output.get("name") == "stdout"
-                or (output not in pictures(cell) and {"text/plain", "text/html", "text/markdown"} & set(output.get("data", {})))
+                or (
+                    output not in pictures(cell)
+                    and {"text/plain", "text/html", "text/markdown"} & set(output.get("data", {}))
+                )
             ]
             assert told, f"{where}: print the numbers that carry what the figure shows; the picture alone checks little"
 
@@ -103,7 +113,7 @@ def test_every_figure_has_its_numbers_beside_it(path):
 def ends_in_semicolon(source):
     tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
     ends = (tokenize.NEWLINE, tokenize.COMMENT, tokenize.NL, tokenize.ENDMARKER)
-    return [a.start[0] for a, b in zip(tokens, tokens[1:], strict=False) if a.string == ";" and b.type in ends]
+    return [a.start[0] for a, b in itertools.pairwise(tokens) if a.string == ";" and b.type in ends]
 
 
 @every_chapter
@@ -116,7 +126,8 @@ def test_no_line_ends_in_a_semicolon(path):
 
 @every_chapter
 def test_size(path):
-    assert path.stat().st_size < LARGEST, f"{path.name} has {path.stat().st_size:,} bytes; fewer than {LARGEST:,} are allowed"
+    size = path.stat().st_size
+    assert size < LARGEST, f"{path.name} has {size:,} bytes; fewer than {LARGEST:,} are allowed"
 
 
 @every_chapter
@@ -206,7 +217,7 @@ def test_wrong_outputs_are_found(pytester):
     shutil.copy(ROOT / "conftest.py", pytester.path)
     (pytester.path / "small.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     pytester.makeini("[pytest]\n")
-    result = pytester.runpytest_subprocess("--nbval", "--nbval-current-env", "-v", "--color=no", "-p", "no:cacheprovider")
+    result = pytester.runpytest_subprocess("--nbval", "--nbval-current-env", "-v", "--color=no")
     verdicts = re.findall(r"::Cell \d+ (PASSED|FAILED)", result.stdout.str())
     assert dict(zip(cells, verdicts, strict=True)) == {
         "same picture": "PASSED",

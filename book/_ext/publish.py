@@ -1,7 +1,7 @@
 """Switch on what depends on where the book is published.
 
-GITHUB_REPOSITORY ("owner/name", set by GitHub Actions) turns on the repository, edit and issue buttons, the Binder and
-Colab links, the sitemap, the page for a missing address and the link previews. Without it none of these is in the
+GITHUB_REPOSITORY ("owner/name", set by GitHub Actions) turns on the repository, edit and issue buttons, the Binder
+link, the sitemap, the page for a missing address and the link previews. Without it none of these is in the
 site, which then points nowhere.
 """
 
@@ -35,7 +35,6 @@ def settings(app, config):
         "launch_buttons": {
             "notebook_interface": "jupyterlab",
             "binderhub_url": "https://mybinder.org",
-            "colab_url": "https://colab.research.google.com",
         },
     }
 

@@ -8,13 +8,14 @@ import io
 import sys
 from pathlib import Path
 
-from conftest import SITE, chromium, served
 from PIL import Image
+
+from conftest import SITE, chromium, served
 
 SLICE = 2400
 MODES = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 390)}
 OPEN = "() => document.querySelectorAll('details').forEach(part => part.open = true)"
-UNFOLD = "() => document.querySelectorAll('.toggle-hidden > .toggle-button, button.toggle-button-hidden').forEach(b => b.click())"
+UNFOLD = "() => document.querySelectorAll('button.toggle-button-hidden').forEach(button => button.click())"
 
 
 def take(view, folder: Path, stem: str) -> None:

@@ -3,15 +3,17 @@
 import functools
 import os
 import re
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
+
 from conftest import SITE
 
 # What a browser fetches by itself. Links that a reader may follow are not among them.
 FETCHED = [("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src"), ("audio", "src")]
 FETCHED += [("embed", "src"), ("object", "data"), ("img", "srcset"), ("source", "srcset")]
-FETCHED_RELATIONS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
+RELATIONS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
 IN_STYLE = re.compile(r"""(?:url\(\s*|@import\s+)['"]?((?:https?:)?//[^'")\s]+)""")
 
 
@@ -30,7 +32,7 @@ def test_pages_fetch_nothing_foreign(page):
     fetched += [
         link["href"]
         for link in html.find_all("link")
-        if link.get("href") and FETCHED_RELATIONS & {relation.lower() for relation in link.get("rel") or []}
+        if link.get("href") and RELATIONS & {relation.lower() for relation in link.get("rel") or []}
     ]
     found = [url for url in fetched if foreign(url)]
     for style in [*html.find_all("style"), *html.find_all(style=True)]:
@@ -60,7 +62,8 @@ def test_formulas_have_no_error(page):
 
 @functools.cache
 def anchors(path):
-    return {tag["id"] for tag in soup(path).find_all(id=True)} | {tag["name"] for tag in soup(path).find_all("a", attrs={"name": True})}
+    html = soup(path)
+    return {tag["id"] for tag in html.find_all(id=True)} | {tag["name"] for tag in html.select("a[name]")}
 
 
 def test_internal_links_lead_somewhere(page):
@@ -72,7 +75,7 @@ def test_internal_links_lead_somewhere(page):
         if not url or foreign(url) or urlsplit(url).scheme:
             continue
         parts = urlsplit(url)
-        target = page if not parts.path else SITE / os.path.normpath(page.parent.relative_to(SITE) / unquote(parts.path))
+        target = Path(os.path.normpath(page.parent / unquote(parts.path))) if parts.path else page
         assert target.exists(), f"{page.name} links to {url}, which does not exist"
         if parts.fragment and target.suffix == ".html":
             assert unquote(parts.fragment) in anchors(target), f"{page.name} links to {url}; there is no such place"
