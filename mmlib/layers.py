@@ -14,6 +14,8 @@ from mmlib.init import LECUN, Orthogonal, VarianceScaling
 
 Init = VarianceScaling | Orthogonal
 
+_IGNORE_NOTHING = torch.iinfo(torch.int64).min  # F.cross_entropy leaves out targets of -100 unless told otherwise
+
 
 class Linear(nn.Module):
     """y = x W^T + b, with W of shape (fan_out, fan_in) as in torch.nn.Linear, and b = 0 at the start.
@@ -29,7 +31,8 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(fan_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.weight.shape[-1]:
+        leading = zip(x.shape[-3::-1], self.weight.shape[-3::-1], strict=False)
+        if x.shape[-1] != self.weight.shape[-1] or any(len({a, b, 1}) > 2 for a, b in leading):
             raise ValueError(f"Linear: input {tuple(x.shape)} does not fit weight {tuple(self.weight.shape)}")
         if self.weight.dim() == 2:
             return F.linear(x, self.weight, self.bias)
@@ -130,8 +133,10 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}")
     try:
         if logits.dim() == 2:
-            return F.cross_entropy(logits, targets)
-        losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+            return F.cross_entropy(logits, targets, ignore_index=_IGNORE_NOTHING)
+        losses = F.cross_entropy(
+            logits.flatten(0, -2), targets.flatten(), ignore_index=_IGNORE_NOTHING, reduction="none"
+        )
     except IndexError as error:
         raise ValueError(f"cross_entropy: target {_outside(targets, logits.shape[-1])}") from error
     return losses.view(targets.shape).mean(-1)

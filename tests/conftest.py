@@ -1,0 +1,43 @@
+"""What several test files share: the corpus, random tensors that are given, and a watch on the global random state."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from mmlib import data
+
+
+@pytest.fixture(scope="session")
+def names():
+    return data.read_names()
+
+
+@pytest.fixture(scope="session")
+def corpus():
+    return data.corpus()
+
+
+@pytest.fixture
+def normal():
+    """normal(*shape): float64 noise, another with every call, the same in every run."""
+    g = torch.Generator().manual_seed(20240229)
+    return lambda *shape: torch.randn(shape, generator=g, dtype=torch.float64)
+
+
+@pytest.fixture
+def symbols():
+    """symbols(*shape, tokens=27): integers below `tokens`."""
+    g = torch.Generator().manual_seed(19841026)
+    return lambda *shape, tokens=27: torch.randint(tokens, shape, generator=g)
+
+
+@pytest.fixture
+def no_global_randomness():
+    """The test fails if anything in it moves the global random state of torch, NumPy or Python."""
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    yield
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert random.getstate() == before[2]
