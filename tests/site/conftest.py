@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.server
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -48,7 +49,9 @@ def chromium():
         pytest.skip(f"no browser found (looked for {', '.join(BROWSERS)}); on Debian: apt install chromium")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make check installs it")
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
+        # Its settings, too, stay in the checkout.
+        home = {name: str(ROOT / ".cache" / "browser") for name in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME")}
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS, env={**os.environ, **home})
         yield browser
         browser.close()
 
