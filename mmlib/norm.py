@@ -82,7 +82,7 @@ class BatchNorm1d(_Norm):
         mean, var = self._batch_moments(x)
         self._track(mean, var, x.shape[-2], self.momentum)
         self.num_batches_tracked += 1
-        return self._scale_and_shift(standardize(x, mean, var, self.eps))
+        return self._scale_and_shift(standardize(x, mean, self._divided_by(var, x.shape[-2]), self.eps))
 
     def _evaluated(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean.unsqueeze(-2), self.running_var.unsqueeze(-2)
@@ -100,6 +100,9 @@ class BatchNorm1d(_Norm):
                 "use evaluation mode for single examples"
             )
         return moments(x, -2)
+
+    def _divided_by(self, var: Tensor, n: int) -> Tensor:
+        return var
 
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, n: int, momentum: float) -> None:

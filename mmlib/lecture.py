@@ -1,0 +1,239 @@
+"""A published reference run, reproduced: the character-level MLP of part 3 of a public lecture on language models.
+
+Same data, same random draws in the same order, same minibatches; the layers are those of mmlib. The lecture stores
+weights as (fan_in, fan_out) and normalises batches in two ways of its own, so draws are transposed and its two
+normalisations stand here. The data, 32,033 names, are not part of this package.
+"""
+
+import math
+import os
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pooch
+import torch
+from torch import Tensor, nn
+
+from mmlib import data, rng
+from mmlib.activations import TANH
+from mmlib.data import Corpus, Minibatches, Vocabulary, examples, minibatches
+from mmlib.history import History, Series
+from mmlib.layers import Embedding, Flatten, Linear, Nonlinearity
+from mmlib.models import sample
+from mmlib.norm import BatchNorm1d
+from mmlib.show import watched
+from mmlib.stats import grad_data_ratios, update_ratios
+from mmlib.trace import Trace, trace
+from mmlib.train import Schedule, drop, evaluate, train
+
+SEED = 2147483647
+SHA256 = "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"
+URL = "https://raw.githubusercontent.com/karpathy/makemore/988aa59e4d8fefa526d06f3b453ad116258398d4/names.txt"
+VARIABLE = "MMLIB_LECTURE_NAMES"
+
+
+def read_names(path: str | PathLike[str] | None = None) -> list[str]:
+    """The lecture's 32,033 names, in the order of the file.
+
+    From the path given, or the file named by the environment variable MMLIB_LECTURE_NAMES, or a copy kept by an
+    earlier download, or a download, in this order. Whatever its source, the file is checked against its SHA-256; a
+    download is written whole or not at all.
+
+    Raises FileNotFoundError if none of the four is there, ValueError if the file is another one.
+    """
+    named = path or os.environ.get(VARIABLE)
+    file = Path(named) if named else _downloaded()
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; the lecture's names.txt is needed")
+    found = pooch.file_hash(str(file))
+    if found != SHA256:
+        raise ValueError(f"{file}: this is not the lecture's names.txt: its SHA-256 is {found}, not {SHA256}")
+    return data.read_names(file)
+
+
+def _downloaded() -> Path:
+    folder = Path(pooch.os_cache("mmlib"))
+    try:
+        file = pooch.retrieve(URL, f"sha256:{SHA256}", fname="lecture-names.txt", path=folder, progressbar=watched())
+    except OSError as error:
+        raise FileNotFoundError(
+            "the lecture's names.txt is not there. Four ways to give it: pass its path to read_names; set the "
+            f"environment variable {VARIABLE} to its path; put a copy at {folder / 'lecture-names.txt'}; or go "
+            f"online, and it is downloaded from {URL} ({error})"
+        ) from error
+    return Path(file)
+
+
+def splits(names: Sequence[str]) -> Corpus:
+    """The lecture's training, dev and test examples, 80, 10 and 10 % of the names in its shuffled order."""
+    shuffled = list(names)
+    random.Random(42).shuffle(shuffled)
+    cuts = [0, int(0.8 * len(names)), int(0.9 * len(names)), len(names)]
+    vocabulary = Vocabulary.of(names)
+    return Corpus(vocabulary, *(examples(shuffled[a:b], vocabulary, 3) for a, b in pairwise(cuts)))
+
+
+class UnbiasedBatchNorm(BatchNorm1d):
+    """Batch normalisation by the unbiased variance: (x - mean) / sqrt(n / (n - 1) var + eps)."""
+
+    def _divided_by(self, var: Tensor, n: int) -> Tensor:
+        return var * (n / (n - 1))
+
+
+class StdBatchNorm(BatchNorm1d):
+    """Batch normalisation by the unbiased standard deviation, without eps; that is also what is averaged over steps."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, momentum=0.001)
+        self.register_buffer("running_std", torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        if self.training:
+            mean, var = self._batch_moments(x)
+            std = (var * (x.shape[-2] / (x.shape[-2] - 1))).sqrt()
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.squeeze(-2), self.momentum)
+                self.running_std.lerp_(std.squeeze(-2), self.momentum)
+        else:
+            mean, std = self.running_mean.unsqueeze(-2), self.running_std.unsqueeze(-2)
+        return self._scale_and_shift((x - mean) / std)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage multiplies its N(0, 1) draws by; a norm takes the place of the first bias."""
+
+    W1: float = 1.0
+    b1: float = 1.0
+    W2: float = 1.0
+    b2: float = 1.0
+    norm: bool = False
+
+
+_KAIMING = (5 / 3) / math.sqrt(30)
+_STAGES = {
+    "original": Stage(),
+    "softmax": Stage(W2=0.01, b2=0.0),
+    "tanh": Stage(W1=0.2, b1=0.01, W2=0.01, b2=0.0),
+    "Kaiming": Stage(W1=_KAIMING, b1=0.01, W2=0.01, b2=0.0),
+    "BatchNorm": Stage(W1=_KAIMING, W2=0.01, b2=0.0, norm=True),
+}
+
+
+def stages() -> tuple[str, ...]:
+    """The five stages of the shallow network, in the lecture's order."""
+    return tuple(_STAGES)
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """A Linear that holds a weight stored as (fan_in, fan_out)."""
+    fan_in, fan_out = weight.shape
+    linear = Linear(fan_in, fan_out, bias=bias is not None, generator=rng.generator(0, "replaced at once"))
+    linear.weight = nn.Parameter(weight.T.contiguous())
+    linear.bias = None if bias is None else nn.Parameter(bias)
+    return linear
+
+
+def _embedding(weight: Tensor) -> Embedding:
+    embedding = Embedding(*weight.shape, generator=rng.generator(0, "replaced at once"))
+    embedding.weight = nn.Parameter(weight)
+    return embedding
+
+
+def _shallow(stage: Stage, g: torch.Generator) -> nn.Sequential:
+    C = torch.randn(27, 10, generator=g)
+    W1 = torch.randn(30, 200, generator=g) * stage.W1
+    b1 = None if stage.norm else torch.randn(200, generator=g) * stage.b1
+    W2 = torch.randn(200, 27, generator=g) * stage.W2
+    b2 = torch.randn(27, generator=g) * stage.b2
+    layers = [("embedding", _embedding(C)), ("flatten", Flatten()), ("linear1", _linear(W1, b1))]
+    layers += [("norm1", StdBatchNorm(200))] if stage.norm else []
+    layers += [("act1", Nonlinearity(TANH)), ("output", _linear(W2, b2))]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _six_layers(g: torch.Generator) -> nn.Sequential:
+    widths = [30, 100, 100, 100, 100, 100, 27]
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    layers["embedding"], layers["flatten"] = _embedding(torch.randn(27, 10, generator=g)), Flatten()
+    for k, (fan_in, fan_out) in enumerate(pairwise(widths), start=1):
+        layers[f"linear{k}"] = _linear(torch.randn(fan_in, fan_out, generator=g) / fan_in**0.5, None)
+        layers[f"norm{k}"] = UnbiasedBatchNorm(fan_out)
+        if k < 6:
+            layers[f"act{k}"] = Nonlinearity(TANH)
+    with torch.no_grad():
+        layers["norm6"].weight.mul_(0.1)
+    return nn.Sequential(layers)
+
+
+class Run:
+    """One run of the lecture: a stage's `model` with the lecture's draws, and its minibatches from the same generator.
+
+    `stage` is one of `stages()`, or "deep" for the six layers with batch normalisation. Another `seed` gives another
+    run of the same kind. Raises ValueError for a stage that is not there.
+    """
+
+    def __init__(self, stage: str, corpus: Corpus, seed: int = SEED) -> None:
+        if stage not in (*_STAGES, "deep"):
+            raise ValueError(f"stage: one of {', '.join((*_STAGES, 'deep'))} is needed, got {stage!r}")
+        self.stage, self.corpus = stage, corpus
+        self.generator = torch.Generator().manual_seed(seed)
+        self.model = _six_layers(self.generator) if stage == "deep" else _shallow(_STAGES[stage], self.generator)
+
+    def batches(self, steps: int) -> Minibatches:
+        """The next `steps` minibatches of 32, in the lecture's order."""
+        return minibatches(self.corpus.train, 32, steps, generator=self.generator)
+
+    def train(self, steps: int = 200_000, **options: Any) -> History:
+        """The first `steps` steps: learning rate 0.1, and 0.01 from step 100,000 on (150,000 for the deep network).
+
+        `options` are those of `mmlib.train.train`: probe, every, progress.
+        """
+        return train(self.model, self.batches(steps), lr=self.schedule, **options)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate by step."""
+        return drop(0.1, at=150_000 if self.stage == "deep" else 100_000, to=0.01)
+
+    def evaluate(self) -> dict[str, float]:
+        """The loss on the whole training, dev and test examples, in evaluation mode."""
+        return {part: evaluate(self.model, getattr(self.corpus, part)) for part in ("train", "dev", "test")}
+
+    def names(self, count: int = 20) -> list[str]:
+        """Names drawn with the lecture's generator for sampling."""
+        g = torch.Generator().manual_seed(SEED + 10)
+        return [sample(self.model, self.corpus.vocabulary, 3, generator=g) for _ in range(count)]
+
+
+class Dashboard(NamedTuple):
+    """What the lecture looks at in its deep network: the last pass laid open, and every step's update:data ratios."""
+
+    trace: Trace
+    grad_data_ratios: dict[str, Tensor]
+    update_ratios: dict[str, Series]
+
+
+def deep(corpus: Corpus) -> Run:
+    """The six-layer network with batch normalisation."""
+    return Run("deep", corpus)
+
+
+def dashboard(run: Run, steps: int = 1001) -> Dashboard:
+    """Trains `run` for `steps` steps and looks at the last of them: its trace is that before the step is taken."""
+    batches = list(run.batches(steps))
+    history = train(run.model, batches[:-1], lr=run.schedule, probe=update_ratios)
+    last = trace(run.model, batches[-1])
+    end = train(run.model, batches[-1:], lr=run.schedule(steps - 1), probe=update_ratios)
+    series = {
+        name: Series(torch.arange(steps), torch.cat([values.values, end.probes[name].values]))
+        for name, values in history.probes.items()
+    }
+    return Dashboard(last, grad_data_ratios(last), series)
