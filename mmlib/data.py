@@ -93,13 +93,12 @@ def split(names: Sequence[str], *fractions: float, generator: torch.Generator) -
     """
     if not fractions or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-9):
         raise ValueError(f"fractions: positive numbers that sum to 1 are needed, got {fractions}")
-    shuffled = [names[i] for i in torch.randperm(len(names), generator=rng.given(generator)).tolist()]
     cuts = [round(len(names) * sum(fractions[:k])) for k in range(len(fractions) + 1)]
-    parts = [shuffled[a:b] for a, b in pairwise(cuts)]
-    for fraction, part in zip(fractions, parts, strict=True):
-        if not part:
+    for fraction, (a, b) in zip(fractions, pairwise(cuts), strict=True):
+        if a == b:
             raise ValueError(f"fractions: {fraction} of {len(names)} names leaves a part without a name")
-    return parts
+    shuffled = [names[i] for i in torch.randperm(len(names), generator=rng.given(generator)).tolist()]
+    return [shuffled[a:b] for a, b in pairwise(cuts)]
 
 
 class Examples(NamedTuple):
@@ -190,10 +189,16 @@ def minibatches(
     return Minibatches(data, size, steps, tuple(map(rng.given, generators)), stacked)
 
 
+def _largest(data: Examples) -> int:
+    return max(int(x.max()) for x in data)
+
+
 def _counts(data: Examples, order: int, tokens: int) -> Tensor:
     block_size = data.contexts.shape[-1]
     if not 0 <= order <= block_size:
         raise ValueError(f"order: 0 to block_size = {block_size} symbols of context are there, got {order}")
+    if _largest(data) >= tokens:
+        raise ValueError(f"tokens: symbol {_largest(data)} is outside the vocabulary, 0 to {tokens - 1}")
     code = torch.zeros_like(data.targets)
     for symbol in data.contexts[:, block_size - order :].T:
         code = code * tokens + symbol
@@ -206,7 +211,7 @@ def counting_floor(data: Examples, order: int) -> float:
     H(target | last `order` symbols), from counts on the same data: 0 is the unigram entropy.
     Raises ValueError for an order outside 0 to block_size.
     """
-    counts = _counts(data, order, int(max(data.targets.max(), data.contexts.max())) + 1).double()
+    counts = _counts(data, order, _largest(data) + 1).double()
     given_context = counts / counts.sum(1, keepdim=True)
     return float(-torch.special.xlogy(counts, given_context).nan_to_num().sum() / counts.sum())
 
@@ -214,7 +219,8 @@ def counting_floor(data: Examples, order: int) -> float:
 def counting_loss(seen: Examples, data: Examples, order: int, *, tokens: int, smoothing: float = 1.0) -> float:
     """The cross-entropy on `data`, in nats a symbol, of counts on `seen` with `smoothing` added to each of them.
 
-    Raises ValueError for an order outside 0 to block_size, or smoothing that is not positive.
+    Raises ValueError for an order outside 0 to block_size, smoothing that is not positive, or a symbol that is not
+    among `tokens`.
     """
     if not smoothing > 0:
         raise ValueError(f"smoothing: a positive number is needed, got {smoothing}")

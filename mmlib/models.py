@@ -73,13 +73,19 @@ def sample(
     generator: torch.Generator,
     max_length: int = 30,
 ) -> str:
-    """One name, drawn character by character from the model in evaluation mode, cut off after `max_length`."""
+    """One name, drawn character by character from the model in evaluation mode, cut off after `max_length`.
+
+    The model is left as found. Raises ValueError for a block_size below 1.
+    """
+    if block_size < 1:
+        raise ValueError(f"block_size: at least 1 is needed, got {block_size}")
+    rng.given(generator)
     tokens = [0] * block_size
     with undisturbed(model):
         model.eval()
         while len(tokens) < block_size + max_length:
             logits = model(torch.tensor([tokens[-block_size:]]))
-            token = int(torch.multinomial(logits[0].softmax(-1), 1, generator=rng.given(generator)))
+            token = int(torch.multinomial(logits[0].softmax(-1), 1, generator=generator))
             if token == 0:
                 break
             tokens.append(token)
