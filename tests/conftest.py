@@ -5,8 +5,13 @@ import random
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from mmlib import data
+
+# The same cases everywhere, no time limit on a busy machine, no directory left behind.
+settings.register_profile("mmlib", deadline=None, derandomize=True, database=None)
+settings.load_profile("mmlib")
 
 
 @pytest.fixture(scope="session")

@@ -191,7 +191,7 @@ def test_a_context_outside_the_vocabulary_is_refused(leading, bad, normal, symbo
 
 @pytest.mark.parametrize("logits, targets", [((6, 27), (5,)), ((2, 6, 27), (6,)), ((6, 27), (2, 6)), ((6, 27), (6, 1))])
 def test_targets_of_another_shape_are_refused(logits, targets, normal, symbols):
-    with pytest.raises(ValueError, match="cross_entropy: logits .* do not fit targets"):
+    with pytest.raises(ValueError, match=r"cross_entropy: logits .* do not fit targets"):
         cross_entropy(normal(*logits), symbols(*targets))
 
 
