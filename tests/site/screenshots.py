@@ -8,9 +8,8 @@ import io
 import sys
 from pathlib import Path
 
+from built import SITE, chromium, served
 from PIL import Image
-
-from conftest import SITE, chromium, served
 
 SLICE = 2400
 MODES = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 390)}

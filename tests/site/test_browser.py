@@ -3,8 +3,7 @@
 from urllib.parse import urlsplit
 
 import pytest
-
-from conftest import SITE
+from built import SITE
 
 # sphinx-thebe writes the same inline script twice; the second declaration fails and nothing depends on it.
 KNOWN_ERRORS = ("Identifier 'THEBE_JS_URL' has already been declared",)
