@@ -28,12 +28,16 @@ def _check_same(models: Sequence[nn.Sequential]) -> None:
             raise TypeError(f"models[{r}]: an nn.Sequential of mmlib layers is needed, got {type(model).__name__}")
         if repr(model) != repr(models[0]):
             raise ValueError(f"models[{r}] has another architecture than models[0]:\n{model}\nis not\n{models[0]}")
+        _check_untied(f"models[{r}]", model)
         for key, value in model.state_dict().items():
             first = models[0].state_dict()[key]
             if value.shape != first.shape or value.dtype != first.dtype:
                 raise ValueError(
                     f"models[{r}]: {key} is {value.dtype} {tuple(value.shape)}, not {first.dtype} {tuple(first.shape)}"
                 )
+        for (key, p), first in zip(model.named_parameters(), models[0].parameters(), strict=True):
+            if p.requires_grad != first.requires_grad:
+                raise ValueError(f"models[{r}]: {key} is frozen in only one of it and models[0]")
         if [m.training for m in model.modules()] != [m.training for m in models[0].modules()]:
             raise ValueError(f"models[{r}] is not in the same mode, training or evaluation, as models[0]")
     for name, module in models[0].named_modules():
@@ -41,11 +45,20 @@ def _check_same(models: Sequence[nn.Sequential]) -> None:
             raise TypeError(f"{name}: torch.nn.{type(module).__name__} has no leading axis; use the layer of mmlib")
 
 
+def _check_untied(place: str, model: nn.Module) -> None:
+    owners: dict[nn.Parameter, str] = {}
+    for layer, module in model.named_modules():
+        for name, p in module.named_parameters(layer, recurse=False):
+            if p in owners:
+                raise ValueError(f"{place}: {owners[p]} and {name} are one parameter; stacked they would come apart")
+            owners[p] = name
+
+
 def stack(models: Sequence[nn.Sequential]) -> Ensemble:
     """The models as one, which trains them as if each were trained alone. The models themselves are left as they are.
 
-    Raises ValueError if there is no model, or the architectures, shapes, dtypes or modes differ; TypeError for
-    anything but an nn.Sequential whose layers broadcast over leading axes.
+    Raises ValueError if there is no model, if architectures, shapes, dtypes, modes or what is frozen differ, or if two
+    layers share a parameter; TypeError for anything but an nn.Sequential whose layers broadcast over leading axes.
     """
     models = list(models)
     if not models:

@@ -1,0 +1,235 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from mmlib import rng
+from mmlib.activations import RELU, TANH
+from mmlib.data import Examples, minibatches
+from mmlib.ensemble import Ensemble, check_batch, repeated, stack, unstack
+from mmlib.layers import Embedding, Flatten, Linear, Maxout
+from mmlib.models import MLP
+from mmlib.train import train
+
+pytestmark = pytest.mark.usefixtures("no_global_randomness")
+
+R = 3
+
+
+def mlp(r):
+    return MLP(width=12, depth=2, activation=TANH).build(rng.generator(r, "weights"))
+
+
+def maxout(r):
+    g = rng.generator(r, "weights")
+    return nn.Sequential(
+        Embedding(27, 4, generator=g),
+        Flatten(),
+        nn.Sequential(Maxout(12, 9, 2, generator=g)),
+        Linear(9, 27, generator=g),
+    )
+
+
+class Noted(nn.Module):
+    """A layer with buffers: what it was given, and nothing."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.register_buffer("noted", torch.full((2,), float(value)))
+        self.register_buffer("nothing", None)
+
+    def forward(self, x):
+        return x
+
+
+def replicas(build=mlp):
+    return [build(r) for r in range(R)]
+
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+@pytest.mark.parametrize("build", [mlp, maxout])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=str)
+def test_stacked_models_train_as_if_alone(build, dtype, tolerance, corpus):
+    def streams():
+        return [rng.generator(r, "batches") for r in range(R)]
+
+    models = [m.to(dtype) for m in replicas(build)]
+    stacked = stack(models)
+    together = train(stacked, minibatches(corpus.train, 16, 200, generator=streams()), lr=0.1)
+    assert together.loss.values.shape == (200, R)
+    for r, (model, g, part) in enumerate(zip(models, streams(), unstack(stacked), strict=True)):
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        alone = train(model, minibatches(corpus.train, 16, 200, generator=g), lr=0.1)
+        torch.testing.assert_close(together.loss.values[:, r], alone.loss.values, rtol=tolerance, atol=tolerance)
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(part.get_parameter(name), p, rtol=tolerance, atol=tolerance)
+            assert not torch.allclose(p, start[name], rtol=1e-3, atol=1e-3)
+
+
+def test_stacking_gives_every_parameter_a_leading_axis():
+    models = replicas()
+    stacked = stack(models)
+    assert isinstance(stacked, Ensemble) and stacked.replicas == R and f"replicas={R}" in repr(stacked)
+    assert list(stacked.state_dict()) == list(models[0].state_dict())
+    for name, p in stacked.named_parameters():
+        assert p.is_leaf and p.requires_grad and p.shape[0] == R
+        assert all(torch.equal(p[r], m.get_parameter(name)) for r, m in enumerate(models))
+
+
+def test_the_output_is_that_of_each_model(symbols):
+    models, x = replicas(), symbols(R, 8, 3)
+    y = stack(models)(x)
+    for r, model in enumerate(models):
+        torch.testing.assert_close(y[r], model(x[r]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [mlp, maxout])
+@pytest.mark.parametrize("count", [1, R])
+def test_unstacking_undoes_stacking(build, count):
+    models = replicas(build)[:count]
+    back = unstack(stack(models))
+    assert len(back) == count
+    for a, b in zip(models, back, strict=True):
+        assert same(a, b) and repr(a) == repr(b) and type(b) is nn.Sequential
+    again = stack(back)
+    assert same(again, stack(models))
+
+
+def test_stacking_copies():
+    models = replicas()
+    before = copy.deepcopy(models)
+    stacked = stack(models)
+    with torch.no_grad():
+        for p in stacked.parameters():
+            p.zero_()
+    assert all(same(a, b) for a, b in zip(models, before, strict=True))
+    assert all(p.grad is None for m in models for p in m.parameters())
+
+
+def test_unstacking_copies():
+    stacked = stack(replicas())
+    before = copy.deepcopy(stacked)
+    first, second, _ = unstack(stacked)
+    with torch.no_grad():
+        first.output.weight.zero_()
+    assert same(stacked, before) and second.output.weight.any()
+
+
+def test_buffers_are_stacked_too():
+    models = [nn.Sequential(Noted(r)) for r in range(R)]
+    stacked = stack(models)
+    assert stacked[0].noted.tolist() == [[0, 0], [1, 1], [2, 2]] and stacked[0].nothing is None
+    back = unstack(stacked)
+    assert [m[0].noted.tolist() for m in back] == [[0, 0], [1, 1], [2, 2]]
+    back[0][0].noted.fill_(9)
+    assert stacked[0].noted[0].tolist() == [0, 0]
+
+
+def test_a_frozen_parameter_stays_frozen(corpus):
+    models = replicas()
+    for model in models:
+        model.embedding.weight.requires_grad_(False)
+    stacked = stack(models)
+    assert not stacked.embedding.weight.requires_grad and stacked.output.weight.requires_grad
+    train(stacked, minibatches(corpus.dev, 8, 3, generator=[rng.generator(r, "b") for r in range(R)]), lr=0.1)
+    for model, part in zip(models, unstack(stacked), strict=True):
+        assert torch.equal(model.embedding.weight, part.embedding.weight) and not part.embedding.weight.requires_grad
+        assert not torch.equal(model.output.weight, part.output.weight) and part.output.weight.requires_grad
+
+
+def test_modes_are_carried():
+    models = replicas()
+    for model in models:
+        model.eval()
+        model.act1.train()
+    stacked = stack(models)
+    assert [m.training for m in stacked.modules()] == [m.training for m in models[0].modules()]
+    for part in unstack(stacked):
+        assert [m.training for m in part.modules()] == [m.training for m in models[0].modules()]
+
+
+def refused(error, models, *words):
+    before = copy.deepcopy(models)
+    with pytest.raises(error) as raised:
+        stack(models)
+    assert all(word in str(raised.value) for word in words), str(raised.value)
+    assert all(same(a, b) for a, b in zip(models, before, strict=True))
+
+
+def test_no_models_are_refused():
+    refused(ValueError, [], "models: at least one is needed, got R = 0")
+
+
+def test_another_architecture_is_refused():
+    for other in (MLP(width=13, depth=2), MLP(width=12, depth=1), MLP(width=12, depth=2, activation=RELU)):
+        refused(
+            ValueError, [mlp(0), other.build(rng.generator(0, "weights"))], "models[1]", "architecture", "models[0]"
+        )
+
+
+def test_another_dtype_is_refused():
+    refused(ValueError, [mlp(0), mlp(1), mlp(2).double()], "models[2]", "embedding.weight", "float64", "float32")
+
+
+def test_another_mode_is_refused():
+    refused(ValueError, [mlp(0), mlp(1).eval()], "models[1]", "mode")
+    partly = mlp(1)
+    partly.act1.eval()
+    refused(ValueError, [mlp(0), partly], "models[1]", "mode")
+
+
+def test_another_frozen_parameter_is_refused():
+    other = mlp(1)
+    other.embedding.weight.requires_grad_(False)
+    refused(ValueError, [mlp(0), other], "models[1]", "embedding.weight", "frozen")
+
+
+def test_a_parameter_of_two_layers_is_refused():
+    def tied(r):
+        model = mlp(r)
+        model.linear2.bias = model.linear1.bias
+        return model
+
+    refused(ValueError, replicas(tied), "models[0]", "linear1.bias", "linear2.bias")
+
+
+def test_layers_of_torch_without_a_leading_axis_are_refused():
+    with torch.random.fork_rng():
+        layer = nn.Linear(2, 3)
+    refused(TypeError, [nn.Sequential(layer)], "torch.nn.Linear", "leading axis")
+    norm = MLP(width=4, depth=1, norm=nn.BatchNorm1d).build(rng.generator(0, "weights"))
+    refused(TypeError, [norm], "norm1", "torch.nn.BatchNorm1d")
+
+
+def test_what_is_no_sequence_of_layers_is_refused():
+    refused(TypeError, [mlp(0), nn.Identity()], "models[1]", "nn.Sequential", "Identity")
+    refused(TypeError, [stack([mlp(0)])], "models[0]", "Ensemble")
+    with pytest.raises(TypeError, match="ensemble: a stacked model, made by stack, is needed, got Sequential"):
+        unstack(mlp(0))
+
+
+def batch(*leading):
+    return Examples(torch.zeros(*leading, 3, dtype=torch.long), torch.zeros(*leading, dtype=torch.long))
+
+
+def test_a_batch_has_a_leading_axis_for_stacked_models_only():
+    check_batch(mlp(0), batch(5))
+    check_batch(stack(replicas()), batch(R, 5))
+    with pytest.raises(ValueError, match=r"batch: a single model needs contexts \(batch, block\), got \(3, 5, 3\)"):
+        check_batch(mlp(0), batch(R, 5))
+    for wrong in (batch(5), batch(2, 5)):
+        with pytest.raises(ValueError, match=r"batch: 3 stacked models need contexts \(3, batch, block\), got"):
+            check_batch(stack(replicas()), wrong)
+
+
+def test_examples_are_repeated_for_every_replica_without_a_copy():
+    data = Examples(torch.arange(12).view(4, 3), torch.arange(4))
+    assert repeated(data, mlp(0)) is data
+    many = repeated(data, stack(replicas()))
+    assert many.contexts.tolist() == [data.contexts.tolist()] * R and many.targets.tolist() == [[0, 1, 2, 3]] * R
+    assert many.contexts.data_ptr() == data.contexts.data_ptr()
