@@ -31,13 +31,19 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(fan_out)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        leading = zip(x.shape[-3::-1], self.weight.shape[-3::-1], strict=False)
-        if x.shape[-1] != self.weight.shape[-1] or any(len({a, b, 1}) > 2 for a, b in leading):
-            raise ValueError(f"Linear: input {tuple(x.shape)} does not fit weight {tuple(self.weight.shape)}")
-        if self.weight.dim() == 2:
-            return F.linear(x, self.weight, self.bias)
-        y = x @ self.weight.mT
-        return y if self.bias is None else y + self.bias.unsqueeze(-2)
+        weight, bias = self.weight, self.bias
+        try:
+            if weight.dim() == 2:
+                return F.linear(x, weight, bias)
+            if bias is None:
+                return x @ weight.mT
+            if x.dim() == weight.dim() == 3:  # the same in one pass over memory
+                return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+            return x @ weight.mT + bias.unsqueeze(-2)
+        except RuntimeError as error:
+            raise ValueError(
+                f"Linear: input {tuple(x.shape)} does not fit weight {tuple(weight.shape)} ({x.dtype}, {weight.dtype})"
+            ) from error
 
     def extra_repr(self) -> str:
         fan_out, fan_in = self.weight.shape[-2:]
@@ -56,20 +62,21 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(rng.normal(tokens, dim, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens, leading = self.weight.shape[-2], self.weight.shape[:-2]
+        weight = self.weight
+        tokens, leading = weight.shape[-2], weight.shape[:-2]
         if x.is_floating_point():
             raise ValueError(f"Embedding: integer symbols are needed, got {x.dtype}")
         if not leading:
             try:
-                return F.embedding(x, self.weight)
+                return F.embedding(x, weight)
             except IndexError as error:
                 raise ValueError(_outside(x, tokens)) from error
         if x.shape[:-2] != leading:
-            raise ValueError(f"Embedding: symbols {tuple(x.shape)} do not fit weight {tuple(self.weight.shape)}")
+            raise ValueError(f"Embedding: symbols {tuple(x.shape)} do not fit weight {tuple(weight.shape)}")
         if x.numel() and (x.min() < 0 or x.max() >= tokens):
             raise ValueError(_outside(x, tokens))
         offsets = tokens * torch.arange(leading.numel()).view(*leading, 1, 1)
-        return F.embedding(x + offsets, self.weight.flatten(0, -2))
+        return F.embedding(x + offsets, weight.flatten(0, -2))
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[-2]}, {self.weight.shape[-1]}"
