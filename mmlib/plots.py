@@ -75,7 +75,7 @@ def interval(ax: Axes, rows: Mapping[str, Interval]) -> None:
     """One row for each name, from the top down: a mark at the mean and a bar from low to high."""
     for index, (name, (mean, low, high)) in enumerate(rows.items()):
         style = look(name if name in _PLACES else 0)
-        ax.plot([float(low), float(high)], [index, index], color=style["color"], linewidth=2)
+        ax.plot([float(low), float(high)], [index, index], color=style["color"], linestyle="-", linewidth=2)
         ax.plot(float(mean), index, color=style["color"], marker=style["marker"])
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
