@@ -73,7 +73,7 @@ def trace(model: nn.Sequential, batch: Examples) -> Trace:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with undisturbed(model), torch.enable_grad():
         outputs = {}
-        for name, x in fold(model, batch.contexts):
+        for name, x in fold(model, batch.contexts.detach()):
             outputs[name] = x if x.requires_grad else x.requires_grad_()
         loss = cross_entropy(x, batch.targets)
         grads = torch.autograd.grad(
