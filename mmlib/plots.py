@@ -26,10 +26,12 @@ _PLACES = {name: place for family in _FAMILIES for place, name in enumerate(fami
 def look(name: str | int) -> dict[str, Any]:
     """Colour, dash and marker of a curve: the same for one scheme, activation or norm in every figure.
 
-    A number counts through the same list, for curves that have no name of their own, such as layers.
+    A number counts through the same list, for curves that have no name of their own, such as layers. From the ninth on
+    colours return, with another dash and marker. Raises KeyError for an unknown name.
     """
-    place = (name if isinstance(name, int) else _PLACES[name]) % len(_COLOURS)
-    return {"color": _COLOURS[place], "linestyle": _DASHES[place], "marker": _MARKERS[place]}
+    turn, place = divmod(name if isinstance(name, int) else _PLACES[name], len(_COLOURS))
+    shape = (place + turn) % len(_COLOURS)
+    return {"color": _COLOURS[place], "linestyle": _DASHES[shape], "marker": _MARKERS[shape]}
 
 
 THEORY: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.2, "zorder": 3}
