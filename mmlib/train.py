@@ -36,8 +36,9 @@ def descend(model: nn.Sequential, batches: Iterable[Examples], *, lr: Rate | Sch
     `lr` is a number, or a function of the step's index. For R stacked models it may be a tensor of R rates. The model
     is used in the mode it is in; parameters that do not require a gradient stay as they are.
 
-    Raises ValueError if a batch does not fit the model; FloatingPointError, with the step and the first layer
-    concerned, when the loss is nan or infinite: the step that would follow is not taken.
+    Raises ValueError if a batch or a tensor of rates does not fit the model; FloatingPointError, with the step and the
+    first layer concerned, when the loss is nan or infinite: the step that would follow is not taken, though buffers
+    such as running means have seen that batch.
     """
     schedule = lr if callable(lr) else constant(lr)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -49,10 +50,21 @@ def descend(model: nn.Sequential, batches: Iterable[Examples], *, lr: Rate | Sch
             raise FloatingPointError(_not_finite(model, batch, index, loss))
         grads = torch.autograd.grad(total, parameters.values(), allow_unused=True, materialize_grads=True)
         rate = schedule(index)
+        _check_rate(rate, model)
         with torch.no_grad():
             for p, grad in zip(parameters.values(), grads, strict=True):
                 p.sub_(grad * _per_replica(rate, p)) if isinstance(rate, Tensor) else p.sub_(grad, alpha=rate)
         yield Step(index, rate, loss.detach(), parameters, dict(zip(parameters, grads, strict=True)))
+
+
+def _check_rate(rate: Rate, model: nn.Module) -> None:
+    if not isinstance(rate, Tensor) or not rate.dim():
+        return
+    if not isinstance(model, Ensemble):
+        raise ValueError(f"lr: a single model needs one rate, got a tensor of shape {tuple(rate.shape)}")
+    if rate.shape != (model.replicas,):
+        n = model.replicas
+        raise ValueError(f"lr: {n} stacked models need one rate or a tensor ({n},), got shape {tuple(rate.shape)}")
 
 
 def _per_replica(rate: Rate, p: Tensor) -> Rate:
@@ -87,22 +99,23 @@ def train(
     if every < 1:
         raise ValueError(f"every: at least 1 is needed, got {every}")
     total = len(batches) if hasattr(batches, "__len__") else None
-    losses, rates, at, probed = [], [], [], {}
+    losses, rates, probed = [], [], {}
     steps = descend(model, batches, lr=lr)
     for step in tqdm(steps, total=total, unit="step", leave=False, disable=not (progress and watched())):
         losses.append(step.loss)
         rates.append(torch.as_tensor(step.lr))
         if probe is not None and step.index % every == 0:
-            at.append(step.index)
             for name, value in probe(step).items():
-                probed.setdefault(name, []).append(torch.as_tensor(value).detach().clone())
+                at, values = probed.setdefault(name, ([], []))
+                at.append(step.index)
+                values.append(torch.as_tensor(value).detach().clone())
     if not losses and total != 0:
         raise ValueError("batches: no minibatch was drawn; an iterator that was used before has none left")
     index = torch.arange(len(losses))
     return History(
         Series(index, torch.stack(losses) if losses else torch.empty(0)),
         Series(index, torch.stack(rates) if rates else torch.empty(0)),
-        {name: Series(torch.tensor(at), torch.stack(values)) for name, values in probed.items()},
+        {name: Series(torch.tensor(at), torch.stack(values)) for name, (at, values) in probed.items()},
     )
 
 

@@ -1,0 +1,461 @@
+import copy
+import math
+import os
+import pty
+import subprocess
+import sys
+import termios
+
+import nbclient
+import nbformat
+import pytest
+import torch
+import torch.nn.functional as F
+from jupyter_client.manager import start_new_kernel
+from torch import nn
+
+from mmlib import rng
+from mmlib import train as train_module
+from mmlib.activations import RELU
+from mmlib.data import Examples, minibatches
+from mmlib.ensemble import stack, unstack
+from mmlib.models import MLP
+from mmlib.stats import update_ratios
+from mmlib.train import constant, descend, drop, evaluate, train
+
+pytestmark = pytest.mark.usefixtures("no_global_randomness")
+
+
+def mlp(seed=0, **recipe):
+    return MLP(**{"width": 8, "depth": 2} | recipe).build(rng.generator(seed, "weights")).double()
+
+
+def batches(corpus, steps, seeds=0, size=8):
+    streams = (
+        [rng.generator(s, "batches") for s in seeds] if isinstance(seeds, range) else rng.generator(seeds, "batches")
+    )
+    return minibatches(corpus.dev, size, steps, generator=streams)
+
+
+def parameters(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# A step
+
+
+@pytest.mark.parametrize("norm", [None, nn.BatchNorm1d], ids=["plain", "BatchNorm1d"])
+def test_steps_are_those_of_torch_sgd(norm, corpus):
+    model = mlp(norm=norm)
+    reference = copy.deepcopy(model)
+    optimiser = torch.optim.SGD(reference.parameters(), lr=0.3)
+    for step, batch in zip(descend(model, batches(corpus, 5), lr=0.3), batches(corpus, 5), strict=True):
+        optimiser.zero_grad()
+        loss = F.cross_entropy(reference(batch.contexts), batch.targets)
+        loss.backward()
+        optimiser.step()
+        assert torch.equal(step.loss, loss.detach()) and step.loss.shape == ()
+        assert equal(step.grads, {name: p.grad for name, p in reference.named_parameters()})
+        assert equal(parameters(model), parameters(reference))
+    for a, b in zip(model.buffers(), reference.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_step_says_what_was_done(corpus):
+    model = mlp()
+    before = parameters(model)
+    for index, step in enumerate(descend(model, batches(corpus, 3), lr=lambda index: 0.1 * (index + 1))):
+        assert step.index == index and step.lr == pytest.approx(0.1 * (index + 1))
+        for name, p in model.named_parameters():
+            assert step.parameters[name] is p
+            torch.testing.assert_close(p.detach(), before[name] - step.lr * step.grads[name], rtol=1e-15, atol=1e-16)
+        assert not step.loss.requires_grad and not any(g.requires_grad for g in step.grads.values())
+        before = parameters(model)
+
+
+def test_no_step_is_taken_before_it_is_asked_for(corpus):
+    model = mlp()
+    before = parameters(model)
+    steps = descend(model, batches(corpus, 3), lr=0.1)
+    assert equal(parameters(model), before)
+    next(steps)
+    first = parameters(model)
+    assert not equal(first, before)
+    next(steps)
+    assert not equal(parameters(model), first)
+
+
+def test_no_gradient_is_left_on_the_model_and_none_is_read(corpus):
+    model, other = mlp(), mlp()
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e9)
+    train(model, batches(corpus, 2), lr=0.1)
+    train(other, batches(corpus, 2), lr=0.1)
+    assert equal(parameters(model), parameters(other))
+    assert all(p.grad is None for p in other.parameters()) and all(
+        bool((p.grad == 1e9).all()) for p in model.parameters()
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_model_is_trained_in_the_mode_it_is_in(training, corpus):
+    model = mlp(norm=nn.BatchNorm1d).train(training)
+    train(model, batches(corpus, 2), lr=0.1)
+    assert all(m.training is training for m in model.modules())
+    assert model.norm1.running_mean.any().item() is training
+
+
+def test_a_frozen_parameter_stays_as_it_is(corpus):
+    model = mlp()
+    model.linear1.weight.requires_grad_(False)
+    before = parameters(model)
+    history = train(model, batches(corpus, 3), lr=0.1, probe=lambda step: {"n": float(len(step.parameters))})
+    changed = {name for name, p in parameters(model).items() if not torch.equal(p, before[name])}
+    assert changed == before.keys() - {"linear1.weight"} and history.probes["n"].values.tolist() == [6, 6, 6]
+
+
+def test_training_lowers_the_loss(corpus):
+    model = mlp(width=30)
+    start = evaluate(model, corpus.dev)
+    train(model, batches(corpus, 300, size=32), lr=0.5)
+    assert start == pytest.approx(math.log(27), abs=0.02) and evaluate(model, corpus.dev) < 2.8
+
+
+# Learning rates
+
+
+def test_schedules():
+    assert [constant(0.3)(k) for k in (0, 5)] == [0.3, 0.3]
+    assert [drop(0.1, 2, 0.01)(k) for k in range(4)] == [0.1, 0.1, 0.01, 0.01]
+
+
+def test_a_schedule_is_asked_for_every_step_and_recorded(corpus):
+    model, same = mlp(), mlp()
+    history = train(model, batches(corpus, 4), lr=drop(0.5, 2, 0.25))
+    assert history.lr.values.tolist() == [0.5, 0.5, 0.25, 0.25] and history.lr.steps.tolist() == [0, 1, 2, 3]
+    source = list(batches(corpus, 4))
+    train(same, source[:2], lr=0.5)
+    train(same, source[2:], lr=0.25)
+    assert equal(parameters(model), parameters(same))
+
+
+def test_a_rate_as_a_tensor_is_the_same_rate(corpus):
+    model, same = mlp(), mlp()
+    train(model, batches(corpus, 5), lr=0.25)
+    train(same, batches(corpus, 5), lr=torch.tensor(0.25))
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p, same.get_parameter(name), rtol=1e-14, atol=1e-15)
+
+
+def test_every_replica_may_have_its_own_rate(corpus):
+    rates = torch.tensor([0.5, 0.125, 0.0], dtype=torch.float64)
+    models = [mlp(r) for r in range(3)]
+    stacked = stack(models)
+    history = train(
+        stacked, batches(corpus, 20, range(3)), lr=drop(rates, 10, rates / 2), probe=update_ratios, every=10
+    )
+    assert history.lr.values.shape == (20, 3) and history.lr.values[-1].tolist() == [0.25, 0.0625, 0]
+    for r, (model, part) in enumerate(zip(models, unstack(stacked), strict=True)):
+        rate = float(rates[r])
+        train(model, batches(corpus, 20, r), lr=drop(rate, 10, rate / 2))
+        for name, p in model.named_parameters():
+            torch.testing.assert_close(part.get_parameter(name), p, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1,), (3, 1)])
+def test_rates_for_another_number_of_replicas_are_refused(shape, corpus):
+    stacked = stack([mlp(r) for r in range(3)])
+    before = parameters(stacked)
+    with pytest.raises(ValueError) as error:
+        train(stacked, batches(corpus, 2, range(3)), lr=torch.ones(shape))
+    assert "lr: " in str(error.value) and "3 stacked models" in str(error.value) and str(shape) in str(error.value)
+    assert equal(parameters(stacked), before)
+
+
+def test_several_rates_for_one_model_are_refused(corpus):
+    model = mlp(embedding=27, width=27, block_size=3)
+    before = parameters(model)
+    with pytest.raises(ValueError, match=r"lr: .* single model .*\(27,\)"):
+        train(model, batches(corpus, 2), lr=torch.ones(27))
+    assert equal(parameters(model), before)
+
+
+# What a run leaves behind
+
+
+def test_a_history_has_the_minibatch_loss_of_every_step(corpus):
+    model, same = mlp(), mlp()
+    history = train(model, batches(corpus, 6), lr=0.1)
+    losses = [float(step.loss) for step in descend(same, batches(corpus, 6), lr=0.1)]
+    assert history.loss.values.tolist() == losses and history.loss.steps.tolist() == list(range(6))
+    assert history.probes == {}
+
+
+@pytest.mark.parametrize("every, asked", [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (7, [0]), (100, [0])])
+def test_a_probe_is_asked_every_so_many_steps_from_the_first_on(every, asked, corpus):
+    seen = []
+
+    def probe(step):
+        seen.append(step.index)
+        return {"index": float(step.index), "bias": step.parameters["output.bias"]}
+
+    history = train(mlp(), batches(corpus, 7), lr=0.1, probe=probe, every=every)
+    assert seen == asked
+    for series in history.probes.values():
+        assert series.steps.tolist() == asked
+    assert history.probes["index"].values.tolist() == asked
+    assert history.probes["bias"].values.shape == (len(asked), 27)
+
+
+def test_a_probe_sees_the_parameters_after_the_step_and_its_numbers_are_kept(corpus):
+    model, same = mlp(), mlp()
+    probe = {"bias": lambda step: step.parameters["output.bias"]}
+    history = train(model, batches(corpus, 3), lr=0.1, probe=lambda step: {k: f(step) for k, f in probe.items()})
+    expected = []
+    for _ in descend(same, batches(corpus, 3), lr=0.1):
+        expected.append(same.output.bias.detach().clone())
+    values = history.probes["bias"].values
+    assert torch.equal(values, torch.stack(expected)) and not values.requires_grad
+    assert not torch.equal(values[0], values[1])
+
+
+def test_a_number_that_a_probe_gives_now_and_then_keeps_its_steps(corpus):
+    def probe(step):
+        return {"always": 1.0} | ({"even": float(step.index)} if step.index % 2 == 0 else {})
+
+    probes = train(mlp(), batches(corpus, 5), lr=0.1, probe=probe).probes
+    assert probes["always"].steps.tolist() == [0, 1, 2, 3, 4]
+    assert probes["even"].steps.tolist() == [0, 2, 4] == probes["even"].values.tolist()
+
+
+@pytest.mark.parametrize("every", [0, -3])
+def test_asking_every_zero_steps_is_refused(every, corpus):
+    model = mlp()
+    before = parameters(model)
+    with pytest.raises(ValueError, match=f"every: at least 1 is needed, got {every}"):
+        train(model, batches(corpus, 2), lr=0.1, probe=update_ratios, every=every)
+    assert equal(parameters(model), before)
+
+
+def test_steps_that_were_announced_and_not_drawn_are_refused(corpus):
+    used = iter(batches(corpus, 3))
+    model = mlp()
+    train(model, used, lr=0.1)
+    before = parameters(model)
+
+    class Announced:
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            return used
+
+    for none_left in (used, Announced()):
+        with pytest.raises(
+            ValueError, match="batches: no minibatch was drawn; an iterator that was used before has none"
+        ):
+            train(model, none_left, lr=0.1)
+    assert equal(parameters(model), before)
+
+
+@pytest.mark.parametrize("none", [[], "no steps"])
+def test_no_steps_leave_an_empty_history(none, corpus):
+    model = mlp()
+    before = parameters(model)
+    history = train(model, batches(corpus, 0) if none else none, lr=0.1, probe=update_ratios)
+    assert len(history.loss.steps) == len(history.loss.values) == len(history.lr.values) == 0 and history.probes == {}
+    assert equal(parameters(model), before)
+
+
+def test_a_batch_that_does_not_fit_is_refused(corpus):
+    model = mlp()
+    before = parameters(model)
+    with pytest.raises(ValueError, match="batch: a single model needs contexts"):
+        train(model, batches(corpus, 2, range(3)), lr=0.1)
+    with pytest.raises(ValueError, match="batch: 1 stacked models need contexts"):
+        train(stack([model]), batches(corpus, 2), lr=0.1)
+    (batch,) = batches(corpus, 1)
+    batch.targets[5] = 27
+    with pytest.raises(ValueError, match=r"target symbol 27 at position \[5\] is outside the vocabulary, 0 to 26"):
+        train(model, [batch], lr=0.1)
+    assert equal(parameters(model), before)
+
+
+# A loss that is not finite
+
+
+def failing(model, source, **options):
+    """The message, after checking that the parameters are those after the last step that was taken."""
+    last = parameters(model)
+
+    def probe(step):
+        last.update(parameters(model))
+        return {}
+
+    with pytest.raises(FloatingPointError) as error:
+        train(model, source, probe=probe, **options)
+    assert equal(parameters(model), last) and all(p.grad is None for p in model.parameters())
+    return str(error.value)
+
+
+def test_a_diverging_run_names_the_step_and_keeps_its_last_finite_parameters(corpus):
+    model = mlp(activation=RELU)
+    message = failing(model, batches(corpus, 50), lr=lambda index: 0.1 if index < 3 else 1e200)
+    assert message.startswith("step 4: the loss is ") and "first layer with such an output is 'linear" in message
+    assert "smaller learning rate" in message
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "parameter, layer", [("embedding.weight", "embedding"), ("linear2.weight", "linear2"), ("output.bias", "output")]
+)
+def test_a_nan_names_the_first_layer(parameter, layer, corpus):
+    model = mlp()
+    with torch.no_grad():
+        model.get_parameter(parameter)[...] = torch.inf
+    before = parameters(model)
+    with pytest.raises(FloatingPointError, match=f"step 0: the loss is nan; the first layer .* is '{layer}'"):
+        train(model, batches(corpus, 5), lr=0.1)
+    assert equal(parameters(model), before)
+
+
+def test_an_infinite_loss_of_finite_logits_says_so(corpus):
+    model = mlp().float()
+    with torch.no_grad():
+        model.output.bias[:] = 3e38 * (-1.0) ** torch.arange(27)
+    assert failing(model, batches(corpus, 5), lr=0.1).startswith("step 0: the loss is inf; the logits are finite.")
+
+
+def test_stacked_models_name_the_replicas_too(corpus):
+    stacked = stack([mlp(r) for r in range(4)])
+    with torch.no_grad():
+        stacked.linear2.bias[1, 0] = torch.nan
+        stacked.output.bias[3] = torch.nan
+    before = parameters(stacked)
+    with pytest.raises(FloatingPointError) as error:
+        train(stacked, batches(corpus, 5, range(4)), lr=0.1)
+    assert "step 0: the loss is nan in replicas [1, 3]; the first layer with such an output is 'linear2'" in str(
+        error.value
+    )
+    torch.testing.assert_close(parameters(stacked), before, rtol=0, atol=0, equal_nan=True)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 100, 10**6])
+def test_evaluation_in_chunks_is_one_pass(at_once, corpus, monkeypatch):
+    data = Examples(*(x[:500] for x in corpus.dev))
+    model = mlp()
+    monkeypatch.setattr(train_module, "_EVALUATED_AT_ONCE", at_once)
+    got = evaluate(model, data)
+    assert type(got) is float
+    assert got == pytest.approx(F.cross_entropy(model(data.contexts), data.targets).item(), rel=1e-13)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 100, 10**6])
+def test_stacked_models_are_evaluated_as_each(at_once, corpus, monkeypatch):
+    data = Examples(*(x[:500] for x in corpus.dev))
+    models = [mlp(r, confidence=1.0) for r in range(3)]
+    expected = [evaluate(m, data) for m in models]
+    monkeypatch.setattr(train_module, "_EVALUATED_AT_ONCE", at_once)
+    got = evaluate(stack(models), data)
+    assert got.shape == (3,) and got.tolist() == pytest.approx(expected, rel=1e-13)
+
+
+def test_no_more_rows_than_allowed_are_evaluated_at_once(corpus, monkeypatch):
+    rows = []
+    model = nn.Sequential(*mlp())
+    model[0].register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
+    monkeypatch.setattr(train_module, "_EVALUATED_AT_ONCE", 200)
+    evaluate(model, Examples(*(x[:500] for x in corpus.dev)))
+    assert rows == [200, 200, 100]
+
+
+def test_evaluation_is_in_evaluation_mode_and_leaves_the_model_as_found(corpus):
+    model = mlp(norm=nn.BatchNorm1d)
+    train(model, batches(corpus, 3), lr=0.1)
+    model.act1.eval()
+    modes, state = [m.training for m in model.modules()], {k: v.clone() for k, v in model.state_dict().items()}
+    got = evaluate(model, corpus.dev)
+    assert [m.training for m in model.modules()] == modes and equal(dict(model.state_dict()), state)
+    in_training = float(F.cross_entropy(copy.deepcopy(model)(corpus.dev.contexts), corpus.dev.targets).detach())
+    model.eval()
+    in_evaluation = float(F.cross_entropy(model(corpus.dev.contexts), corpus.dev.targets).detach())
+    assert got == pytest.approx(in_evaluation, rel=1e-12) and got != pytest.approx(in_training, rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 5)])
+def test_evaluation_without_examples_is_refused(shape):
+    with pytest.raises(ValueError, match=r"data: targets of shape \(n,\) with n > 0 are needed, got"):
+        evaluate(mlp(), Examples(torch.zeros(*shape, 3, dtype=torch.long), torch.zeros(shape, dtype=torch.long)))
+
+
+# The bar
+
+RUN = """
+import sys
+from mmlib import data, models, rng, train
+names = ["anna", "bo", "carl"]
+vocabulary = data.Vocabulary.of(names)
+batches = data.minibatches(data.examples(names, vocabulary, 3), 4, 321, generator=rng.generator(0, "batches"))
+model = models.MLP(tokens=len(vocabulary), width=4, depth=1).build(rng.generator(0, "weights"))
+train.train(model, batches, lr=0.1)
+print("between", file=sys.stderr, flush=True)
+train.train(model, batches, lr=0.1, progress=True)
+print("after", file=sys.stderr, flush=True)
+"""
+
+
+def test_the_bar_is_seen_in_a_terminal_and_gone_afterwards():
+    reader, writer = pty.openpty()
+    termios.tcsetwinsize(writer, (24, 80))
+    done = subprocess.run([sys.executable, "-c", RUN], stdout=subprocess.PIPE, stderr=writer, timeout=60)
+    os.close(writer)
+    written = b""
+    try:
+        while part := os.read(reader, 65536):
+            written += part
+    except OSError:  # the end of a pseudo-terminal on Linux
+        pass
+    os.close(reader)
+    quiet, _, rest = written.decode().partition("between\r\n")
+    shown, _, after = rest.rpartition("after\r\n")
+    assert done.returncode == 0 and done.stdout == b"" and quiet == after == ""
+    assert "/321" in shown and "step" in shown
+    assert shown.endswith("\r") and not shown.rstrip("\r").rsplit("\r", 1)[-1].strip() and "\n" not in shown
+
+
+def test_nothing_is_written_into_a_pipe():
+    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, timeout=60, check=True)
+    assert done.stderr == b"between\nafter\n" and done.stdout == b""
+
+
+def test_nothing_is_stored_when_a_notebook_is_executed():
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(RUN.replace("file=sys.stderr", "file=sys.stdout"))]
+    )
+    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    outputs = notebook.cells[0].outputs
+    assert {output.name for output in outputs} == {"stdout"}
+    assert "".join(output.text for output in outputs) == "between\nafter\n"
+
+
+def test_a_reader_with_an_open_notebook_sees_the_bar():
+    manager, client = start_new_kernel(kernel_name="python3")
+    written = []
+
+    def keep(message):
+        if message["header"]["msg_type"] == "stream":
+            written.append(message["content"]["text"])
+
+    try:
+        reply = client.execute_interactive(RUN, allow_stdin=True, output_hook=keep, timeout=60)
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+    assert reply["content"]["status"] == "ok" and "/321" in "".join(written)
