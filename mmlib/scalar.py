@@ -53,15 +53,19 @@ class Value:
         return _made("negative", lambda a: (-a, -1), self)
 
     def exp(self) -> "Value":
+        """e to the power of this value."""
         return _made("exponential", lambda a: (math.exp(a), math.exp(a)), self)
 
     def log(self) -> "Value":
+        """The natural logarithm; it needs a positive value."""
         return _made("logarithm", lambda a: (math.log(a), 1 / a), self)
 
     def tanh(self) -> "Value":
+        """The hyperbolic tangent."""
         return _made("tanh", lambda a: (math.tanh(a), 1 - math.tanh(a) ** 2), self)
 
     def relu(self) -> "Value":
+        """max(self, 0), with derivative 0 at the kink."""
         return _made("ReLU", lambda a: (max(a, 0), a > 0), self)
 
     __radd__, __rmul__ = __add__, __mul__
