@@ -1,0 +1,201 @@
+"""How the library is laid out: imports run downhill, nothing happens at import, everything public says what it is."""
+
+import ast
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmlib
+
+ROOT = Path(mmlib.__file__).parent
+ORDER = (
+    *("rng", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm", "ensemble"),
+    *("trace", "models", "history", "train", "stats", "meanfield", "record", "report", "checkup", "lecture", "plots"),
+)
+CONTRACT = {
+    "rng": "generator",
+    "gaussian": "expectation",
+    "activations": "Activation STEP IDENTITY SIGMOID TANH RELU LEAKY_RELU ELU GELU SILU ACTIVATIONS",
+    "init": "VarianceScaling Orthogonal LECUN XAVIER PYTORCH kaiming schemes",
+    "layers": "Linear Embedding Flatten Nonlinearity Maxout",
+    "norm": "standardize BatchNorm1d LayerNorm GroupNorm RMSNorm fold calibrate",
+    "scalar": "Value",
+    "backward": "linear_backward activation_backward standardize_backward cross_entropy_backward",
+    "data": "read_names Vocabulary split Examples examples minibatches counting_floor",
+    "models": "MLP sample",
+    "ensemble": "stack unstack",
+    "history": "Step Series History",
+    "trace": "trace Trace undisturbed",
+    "train": "descend train evaluate constant drop",
+    "stats": "rms saturation dead grad_data_ratios update_ratios",
+    "meanfield": "",
+    "record": "",
+    "report": "",
+    "checkup": "checkup Report",
+    "lecture": "",
+    "plots": "densities_by_layer over_time raster interval",
+    "show": "show",
+}
+SOURCES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("*.py"))}
+MODULES = [name for name in ORDER if name in SOURCES]
+every_module = pytest.mark.parametrize("name", MODULES)
+
+
+def imports(tree):
+    """(module, names) of every import, those inside functions included."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, []
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "a relative import"
+            yield node.module, [alias.name for alias in node.names]
+
+
+def own_imports(tree):
+    """The modules of mmlib that a file imports."""
+    for module, names in imports(tree):
+        if module == "mmlib":
+            yield from names or ["__init__"]
+        elif module.startswith("mmlib."):
+            yield module.split(".")[1]
+
+
+def files_that_import(library):
+    return {name for name, tree in SOURCES.items() for m, _ in imports(tree) if m.split(".")[0] == library}
+
+
+def test_every_file_has_its_place_in_the_order():
+    assert SOURCES.keys() - {"__init__"} == set(MODULES)
+    assert CONTRACT.keys() == set(ORDER)
+
+
+@every_module
+def test_imports_run_downhill(name):
+    for imported in own_imports(SOURCES[name]):
+        assert imported in ORDER[: ORDER.index(name)], f"{name} imports {imported}, which does not stand above it"
+
+
+def test_the_package_itself_imports_nothing():
+    assert not list(imports(SOURCES["__init__"]))
+
+
+@every_module
+def test_imports_name_what_they_take(name):
+    assert not any("*" in names for _, names in imports(SOURCES[name]))
+
+
+@pytest.mark.parametrize("library, home", [("matplotlib", "plots"), ("IPython", "show")])
+def test_only_one_file_knows(library, home):
+    assert files_that_import(library) == {home}
+
+
+def test_ipython_is_imported_only_when_something_is_shown():
+    at_import = (node for node in SOURCES["show"].body if isinstance(node, (ast.Import, ast.ImportFrom)))
+    assert not any(m.startswith("IPython") for node in at_import for m, _ in imports(node))
+
+
+@every_module
+def test_the_names_of_the_contract_are_there(name):
+    module = importlib.import_module(f"mmlib.{name}")
+    assert [n for n in CONTRACT[name].split() if not hasattr(module, n)] == []
+
+
+def public(name):
+    """(qualified name, object) of every public class, function and method that a module defines."""
+    module = importlib.import_module(f"mmlib.{name}")
+    for key, obj in vars(module).items():
+        if key.startswith("_") or getattr(obj, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(obj) or inspect.isclass(obj):
+            yield key, obj
+        if inspect.isclass(obj):
+            for method, member in vars(obj).items():
+                member = getattr(member, "__func__", getattr(member, "fget", getattr(member, "func", member)))
+                if not method.startswith("_") and inspect.isfunction(member) and member.__module__ == module.__name__:
+                    yield f"{key}.{method}", member
+
+
+@every_module
+def test_everything_public_has_a_docstring(name):
+    assert ast.get_docstring(SOURCES[name])
+    written = {
+        node.name: ast.get_docstring(node)
+        for node in SOURCES[name].body
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+    }
+    for key, obj in public(name):
+        # A method that takes the place of a documented one, such as forward, has the docstring of that one.
+        assert written[key] if "." not in key else inspect.getdoc(obj), f"mmlib.{name}.{key} has no docstring"
+
+
+@every_module
+def test_docstrings_begin_with_a_sentence(name):
+    for key, obj in public(name):
+        text = obj.__doc__
+        if text:
+            assert text[0].strip() and text.split("\n\n")[0].rstrip()[-1] in ".:!)", (
+                f"mmlib.{name}.{key}: {text[:80]!r}"
+            )
+
+
+@every_module
+def test_randomness_is_a_keyword(name):
+    """Only `build`, whose one argument it is, and `given`, which checks it, take a generator by position."""
+    for key, obj in public(name):
+        if inspect.isfunction(obj) and "generator" in (p := inspect.signature(obj).parameters):
+            by_position = p["generator"].kind is not inspect.Parameter.KEYWORD_ONLY
+            assert by_position == (key in ("MLP.build", "given")), f"mmlib.{name}.{key}"
+            assert p["generator"].default is inspect.Parameter.empty, f"mmlib.{name}.{key}"
+
+
+PROBE = """
+import json, os, random, sys, warnings
+import matplotlib, numpy, torch
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+
+def state():
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": numpy.random.get_state()[1].tolist(),
+        "python": str(random.getstate()),
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "dtype": [str(torch.get_default_dtype()), torch.is_grad_enabled()],
+        "style": {k: str(v) for k, v in dict.items(matplotlib.rcParams)},
+        "printing": str(torch._tensor_str.PRINT_OPTS),
+        "environment": dict(os.environ),
+        "directory": sorted(os.listdir()),
+    }
+
+before = state()
+loaded = set()
+for name in sys.argv[1].split():
+    __import__("mmlib." + name)
+    loaded |= {m for m in ("IPython", "matplotlib.pyplot") if m in sys.modules}
+after = state()
+print(json.dumps({
+    "changed": [k for k in before if before[k] != after[k]],
+    "opened": [f for f in opened if f.lower().endswith("names.txt")],
+    "loaded": sorted(loaded),
+}))
+"""
+
+
+def test_nothing_happens_at_import(tmp_path):
+    """In a fresh process: no random state, thread count, style or environment changes; the corpus is not read."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, " ".join(MODULES)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == {"changed": [], "opened": [], "loaded": []}
