@@ -1,0 +1,156 @@
+"""What a checkup hands back: findings, a table of layers, and the page that shows both."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong: where, what was measured, what is healthy and why, what to do, where the book tells.
+
+    `layer` is the qualified name of the first module concerned; of those in `also` the same is true. `severity` is
+    "error" (this does not train, or trains something else than is meant), "warning" or "note".
+    """
+
+    rule: str
+    severity: str
+    layer: str
+    measured: str
+    healthy: str
+    why: str
+    action: str
+    chapter: str
+    also: tuple[str, ...] = ()
+
+
+class Layer(NamedTuple):
+    """What one layer, or one activation function, did in the pass; None where there is nothing to measure.
+
+    `rms` of the output; `flat`, the share of its elements where |phi'| is below 2 % of its largest value, for tanh
+    where |h| > 0.99; `dead`, the share of units that are flat for every example; `gradient`, the Euclidean norm of
+    d loss / d output; `grad_data`, the largest std(grad) / std(data) among the layer's matrices; `update_data`,
+    log10(lr * grad_data).
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    rms: float
+    flat: float | None
+    dead: float | None
+    gradient: float | None
+    grad_data: float | None
+    update_data: float | None
+
+
+@dataclass(frozen=True)
+class Report(Sequence[Finding]):
+    """A sequence of findings, causes before consequences; printed, a page; in a notebook, two tables.
+
+    `loss` is the loss at this point, `uniform` that of an uninformed guess, None for a loss function that is not known.
+    `gradient_growth` is the factor by which the gradient's norm changes per layer on its way back, None below four
+    layers.
+    """
+
+    model: str
+    mode: str
+    parameters: int
+    trainable: int
+    loss: float
+    uniform: float | None
+    guess: str
+    gradient_growth: float | None
+    layers: tuple[Layer, ...]
+    findings: tuple[Finding, ...]
+
+    def __len__(self) -> int:
+        return len(self.findings)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.findings[index]
+
+    def __str__(self) -> str:
+        return _page(self)
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
+
+_COLUMNS = ("layer", "kind", "output", "rms", "flat", "dead", "|gradient|", "grad:data", "update:data")
+
+
+def _cells(layer: Layer) -> list[str]:
+    def share(x: float | None) -> str:
+        return "" if x is None else f"{x:.1%}"
+
+    def number(x: float | None) -> str:
+        return "" if x is None else f"{x:.2g}"
+
+    shape = " x ".join(map(str, layer.shape))
+    update = "" if layer.update_data is None else f"{layer.update_data:.1f}"
+    scale = [number(layer.rms), share(layer.flat), share(layer.dead), number(layer.gradient), number(layer.grad_data)]
+    return [layer.name, layer.kind, shape, *scale, update]
+
+
+def _head(report: Report) -> list[str]:
+    frozen = report.parameters - report.trainable
+    lines = [
+        f"Checkup of {report.model}: {report.parameters:,} parameters{f', {frozen:,} of them frozen' * bool(frozen)}, "
+        f"in {report.mode} mode"
+    ]
+    if report.uniform is None:
+        lines.append(f"Loss {report.loss:.4g}; what to expect of this loss function is not known")
+    else:
+        lines.append(f"Loss {report.loss:.4g}; {report.guess} gives {report.uniform:.4g}")
+    if report.gradient_growth is not None:
+        lines.append(f"Gradient x {report.gradient_growth:.2f} per layer on its way back")
+    return lines
+
+
+def _verdict(report: Report) -> str:
+    return {0: "No finding.", 1: "1 finding:"}.get(len(report), f"{len(report)} findings, causes first:")
+
+
+def _parts(finding: Finding) -> list[tuple[str, str]]:
+    also = ", ".join(finding.also[:5]) + f" and {len(finding.also) - 5} more" * (len(finding.also) > 5)
+    parts = [("measured", finding.measured), ("healthy", finding.healthy), ("because", finding.why)]
+    return [*parts, ("do", finding.action), *([("also in", also)] if also else []), ("read", finding.chapter)]
+
+
+def _wrapped(key: str, text: str) -> str:
+    return textwrap.fill(text, 110, initial_indent=f"   {key:<9} ", subsequent_indent=" " * 13)
+
+
+def _page(report: Report) -> str:
+    table = [list(_COLUMNS), *map(_cells, report.layers)]
+    keep = [k for k in range(len(_COLUMNS)) if any(row[k] for row in table[1:])]
+    widths = {k: max(len(row[k]) for row in table) for k in keep}
+    lines = ["  ".join(r[k].ljust(widths[k]) if k < 3 else r[k].rjust(widths[k]) for k in keep).rstrip() for r in table]
+    findings = [
+        "\n".join([f"{i}. {f.severity}, {f.layer}: {f.rule}", *(_wrapped(k, v) for k, v in _parts(f))])
+        for i, f in enumerate(report, start=1)
+    ]
+    return "\n\n".join(["\n".join(_head(report)), "\n".join(lines), _verdict(report), *findings])
+
+
+def _html(report: Report) -> str:
+    def table(caption: str, columns: Sequence[str], rows: list[list[str]]) -> str:
+        head = "".join(f'<th scope="col">{escape(c)}</th>' for c in columns)
+        body = "".join(
+            f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(x)}</td>" for x in rest)}</tr>'
+            for first, *rest in rows
+        )
+        return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    names = ["finding", "severity", "layer", "measured", "healthy", "because", "do", "read"]
+    rows = [
+        [f.rule, f.severity, ", ".join((f.layer, *f.also)), f.measured, f.healthy, f.why, f.action, f.chapter]
+        for f in report
+    ]
+    parts = [*(f"<p>{escape(line)}</p>" for line in _head(report))]
+    parts.append(table("Layers, in the order of their first call", _COLUMNS, list(map(_cells, report.layers))))
+    parts.append(table(_verdict(report), names, rows) if rows else f"<p>{_verdict(report)}</p>")
+    return "".join(parts)
