@@ -61,7 +61,7 @@ REFERENCE = {
     "LeCun": (LECUN, lambda w, g: nn.init.kaiming_normal_(w, nonlinearity="linear", generator=g)),
     "nn.Linear": (PYTORCH, lambda w, g: nn.init.kaiming_uniform_(w, a=math.sqrt(5), generator=g)),
     "standard": (VarianceScaling(fan="one"), lambda w, g: nn.init.normal_(w, generator=g)),
-    "orthogonal wide": (Orthogonal(1.3), lambda w, g: nn.init.orthogonal_(w, gain=1.3, generator=g)),
+    "orthogonal": (Orthogonal(1.3), lambda w, g: nn.init.orthogonal_(w, gain=1.3, generator=g)),
 }
 
 
@@ -69,6 +69,12 @@ REFERENCE = {
 def test_torch_draws_the_same_weights_from_the_same_generator(ours, reference):
     expected = reference(torch.empty(30, 40), rng.generator(3, "weights"))
     torch.testing.assert_close(draw(ours, 30, 40, seed=3), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fan_out, fan_in", [(40, 40), (40, 30), (30, 40)])
+def test_torch_draws_the_same_orthogonal_matrix_of_any_shape(fan_out, fan_in):
+    expected = nn.init.orthogonal_(torch.empty(fan_out, fan_in), generator=rng.generator(3, "weights"))
+    torch.testing.assert_close(draw(Orthogonal(), fan_out, fan_in, seed=3), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("width", [4, 900])
