@@ -26,7 +26,7 @@ from mmlib.data import Corpus, Minibatches, Vocabulary, examples, minibatches
 from mmlib.history import History, Series
 from mmlib.layers import Embedding, Flatten, Linear, Nonlinearity
 from mmlib.models import sample
-from mmlib.norm import BatchNorm1d
+from mmlib.norm import BatchNorm1d, moments, standardize
 from mmlib.show import watched
 from mmlib.stats import grad_data_ratios, update_ratios
 from mmlib.trace import Trace, trace
@@ -82,8 +82,14 @@ def splits(names: Sequence[str]) -> Corpus:
 class UnbiasedBatchNorm(BatchNorm1d):
     """Batch normalisation by the unbiased variance: (x - mean) / sqrt(n / (n - 1) var + eps)."""
 
-    def _divided_by(self, var: Tensor, n: int) -> Tensor:
-        return var * (n / (n - 1))
+    def forward(self, x: Tensor) -> Tensor:
+        self._check(x)
+        if not self.training:
+            return self._evaluated(x)
+        self._check_batch(x)
+        (mean, var), n = moments(x, -2), x.shape[-2]
+        self._track(mean, var, n, self.momentum)
+        return self._scale_and_shift(standardize(x, mean, var * (n / (n - 1)), self.eps))
 
 
 class StdBatchNorm(BatchNorm1d):
@@ -96,7 +102,8 @@ class StdBatchNorm(BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         if self.training:
-            mean, var = self._batch_moments(x)
+            self._check_batch(x)
+            mean, var = moments(x, -2)
             std = (var * (x.shape[-2] / (x.shape[-2] - 1))).sqrt()
             with torch.no_grad():
                 self.running_mean.lerp_(mean.squeeze(-2), self.momentum)
