@@ -4,6 +4,7 @@ import ast
 import importlib
 import inspect
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -145,13 +146,14 @@ def test_docstrings_begin_with_a_sentence(name):
 
 
 @every_module
-def test_randomness_is_a_keyword(name):
-    """Only `build`, whose one argument it is, and `given`, which checks it, take a generator by position."""
-    for key, obj in public(name):
-        if inspect.isfunction(obj) and "generator" in (p := inspect.signature(obj).parameters):
-            by_position = p["generator"].kind is not inspect.Parameter.KEYWORD_ONLY
-            assert by_position == (key in ("MLP.build", "given")), f"mmlib.{name}.{key}"
-            assert p["generator"].default is inspect.Parameter.empty, f"mmlib.{name}.{key}"
+def test_randomness_is_a_keyword_without_a_default(name):
+    """`build`, whose one argument it is, and `given`, which checks it, may take a generator by position."""
+    for node in ast.walk(SOURCES[name]):
+        if isinstance(node, ast.FunctionDef):
+            keywords = {a.arg: default for a, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)}
+            by_position = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+            assert "generator" not in by_position or node.name in ("build", "given"), f"mmlib.{name}: {node.name}"
+            assert keywords.get("generator") is None, f"mmlib.{name}: {node.name}"
 
 
 PROBE = """
@@ -195,6 +197,7 @@ def test_nothing_happens_at_import(tmp_path):
         text=True,
         timeout=60,
         cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
