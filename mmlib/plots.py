@@ -1,6 +1,6 @@
 """Finished numbers onto Axes. Nothing here sees a model, computes a result or shows a figure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,15 @@ def over_time(ax: Axes, series: Mapping[str, Series]) -> None:
             ax.fill_between(steps, values.min(1), values.max(1), color=style["color"], alpha=0.25, linewidth=0)
     ax.set_xlabel("step")
     ax.legend()
+
+
+def points(ax: Axes, x: Tensor | Sequence[float], values: Interval, name: str | int, **style: Any) -> None:
+    """Measured points at x, no line between them, each with a bar from low to high. `name` is their look and label.
+
+    `values` holds tensors of the length of x. `style` overrides, such as label=, color= or marker=.
+    """
+    mean, low, high = (value.detach().numpy() for value in values)
+    ax.errorbar(x, mean, (mean - low, high - mean), **{**look(name), "label": name, "linestyle": "", **style})
 
 
 def raster(ax: Axes, mask: Tensor) -> None:

@@ -22,7 +22,10 @@ def source(obj: Any) -> str:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node, clean=False):
             first, last = node.body[0].lineno, node.body[0].end_lineno
             if last > first:
-                lines[first - 1] = lines[first - 1].rstrip() + '"""'
+                opening = lines[first - 1].rstrip()
+                if opening.endswith('"""'):  # the text begins on the next line
+                    opening += lines[first].strip()
+                lines[first - 1] = opening + '"""'
                 drop.update(range(first, last))
     return "\n".join(line for i, line in enumerate(lines) if i not in drop)
 

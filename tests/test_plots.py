@@ -147,3 +147,15 @@ def test_intervals_are_rows_from_the_top_down(ax):
     assert top > bottom
     assert bars[0].get_color() == marks[0].get_color() == plots.look("LeCun")["color"]
     assert marks[0].get_marker() == plots.look("LeCun")["marker"]
+
+
+def test_points_have_bars_and_no_line(ax):
+    mean, low, high = torch.tensor([[2.0, 3.0], [1.5, 1.0], [2.25, 4.0]])
+    plots.points(ax, [10, 20], Interval(mean, low, high), "Xavier", label="mine")
+    (marks, _, (bars,)) = ax.containers[0]
+    assert [x.tolist() for x in drawn(marks)] == [[10, 20], [2, 3]]
+    assert [segment.tolist() for segment in bars.get_segments()] == [[[10, 1.5], [10, 2.25]], [[20, 1], [20, 4]]]
+    assert marks.get_linestyle() == "None" and ax.get_legend_handles_labels()[1] == ["mine"]
+    assert (marks.get_color(), marks.get_marker()) == (plots.look("Xavier")["color"], plots.look("Xavier")["marker"])
+    plots.points(ax, [10, 20], Interval(mean, low, high), "LeCun")
+    assert ax.get_legend_handles_labels()[1] == ["mine", "LeCun"]

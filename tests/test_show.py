@@ -57,6 +57,19 @@ def example(x):
     return text, x, inner
 
 
+def late(x):
+    """
+    Begins on the next line.
+
+    And more.
+    """
+    return x
+
+
+def test_a_docstring_that_begins_with_a_line_break():
+    assert show.source(late).splitlines() == ["def late(x):", '    """Begins on the next line."""', "    return x"]
+
+
 def test_a_source_by_hand():
     assert show.source(example) == (
         "def example(x):\n"
