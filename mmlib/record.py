@@ -198,7 +198,7 @@ class _Watch(TorchFunctionMode):
                 self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
             yield
         except Exception as error:
-            if self._running:
+            if self.forward and self._running:
                 error.add_note(f"checkup: raised in layer {self.names[self._running[-1][0]]!r}")
             raise
         finally:
@@ -248,7 +248,8 @@ class _Watch(TorchFunctionMode):
         if not seen:
             return func(*args, **kwargs)
         # Differentiated before the call, which may be in place, and through a copy, for the same reason.
-        slope = Activation(name, lambda x: func(x.clone(), *args[1:], **kwargs)).derivative(args[0])
+        with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):  # not those of a checkpoint around it
+            slope = Activation(name, lambda x: func(x.clone(), *args[1:], **kwargs)).derivative(args[0])
         positive = args[0].detach() > 0
         output = func(*args, **kwargs)
         self._activation(name, slope / _STEEPEST.get(name, 1.0), positive, output)
@@ -284,6 +285,10 @@ class _Watch(TorchFunctionMode):
         mean = value.detach().mean().item()
         self.terms.append(Term(name, prediction.detach(), target.detach(), mean, uniform, outside, passed))
         return value
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x
 
 
 def _units(x: Tensor, axis: int) -> Tensor:

@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 from mmlib import checkup as rules
@@ -180,6 +181,17 @@ class Log(nn.Module):
         return torch.log(x)
 
 
+class LogBetween(nn.Module):
+    """A function call between two layers makes the nan; the layer after it finishes first."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(32, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.b(self.a(x).tanh().log())
+
+
 class Root(nn.Module):
     """x, by way of a branch that is never taken and whose slope, at 0, is infinite: backward, 0 * inf."""
 
@@ -295,6 +307,10 @@ FAULTS = {
     "log of a negative number": (
         lambda: (nn.Sequential(nn.Linear(32, 64), nn.Tanh(), Log(), nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY),
         ("not finite", "2"),
+    ),
+    "log of a negative number, between two layers": (
+        lambda: (nn.Sequential(nn.Linear(32, 32), LogBetween()), *blobs(), CROSS_ENTROPY),
+        ("not finite", "1"),
     ),
     "nan in the gradient only": (
         lambda: (nn.Sequential(nn.Linear(32, 64), nn.ReLU(), Root(), nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY),
@@ -430,6 +446,45 @@ def test_a_frozen_norm_in_evaluation_mode_is_meant():
     assert not checkup(model, *blobs(), CROSS_ENTROPY)
 
 
+class Conditioned(nn.Module):
+    """One branch sees the same for every example, as the embedding of a step or a segment does."""
+
+    def __init__(self):
+        super().__init__()
+        self.branch, self.main, self.output = nn.Linear(4, 64), nn.Linear(32, 64), nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.output((self.main(x) + self.branch(torch.ones(len(x), 4))).relu())
+
+
+def test_a_branch_may_be_the_same_for_all_examples_if_the_output_is_not():
+    assert not checkup(Conditioned(), *blobs(), CROSS_ENTROPY)
+
+
+def test_units_that_start_alike_but_get_different_gradients_are_not_alike_for_ever():
+    model = changed(stock(nn.Tanh), lambda m: m[0].weight.fill_(0.05))
+    assert not checkup(model, *blobs(), CROSS_ENTROPY)
+
+
+def test_few_labels_among_many_outputs_are_a_fault_only_if_they_are_the_first():
+    x, y = blobs(classes=4)
+    assert checkup(stock(outputs=200), x, y, CROSS_ENTROPY)
+    assert not checkup(stock(outputs=200), x, 6 * y + 1, CROSS_ENTROPY)
+
+
+def test_positive_logits_are_not_taken_for_a_softmax():
+    model = changed(stock(), lambda m: m[2].bias.copy_(torch.linspace(1, 2, 10)))
+    assert not checkup(model, *blobs(), CROSS_ENTROPY)
+
+
+def test_rows_that_sum_to_one_with_both_signs_are_not_taken_for_a_softmax():
+    class SumsToOne(nn.Module):
+        def forward(self, z):
+            return z - z.mean(1, keepdim=True) + 1 / z.shape[1]
+
+    assert not checkup(nn.Sequential(*stock(), SumsToOne()), *blobs(), CROSS_ENTROPY)
+
+
 # What is measured.
 
 
@@ -469,6 +524,33 @@ def test_the_table_holds_what_autograd_says():
         assert layer.gradient == pytest.approx(g.norm().item(), rel=1e-5)
     assert report.layers[1].flat == pytest.approx((outputs[2] == 0).double().mean().item())
     assert report.layers[1].dead == pytest.approx((outputs[2] == 0).all(0).double().mean().item())
+
+
+def test_flat_means_the_same_for_tanh_and_sigmoid():
+    x, y = blobs()
+    for act, centred in ((nn.Tanh, lambda h: h), (nn.Sigmoid, lambda h: 2 * h - 1)):
+        model = changed(stock(act), lambda m: m[0].weight.mul_(12))
+        flat = (centred(model[1](model[0](x))).abs() > 0.99).double().mean().item()
+        assert flat > 0.05 and checkup(model, x, y, CROSS_ENTROPY).layers[1].flat == pytest.approx(flat, abs=1e-3)
+
+
+def test_the_output_layer_s_own_scale_does_not_bend_the_gradient_s_slope(names):
+    torch.manual_seed(0)
+    loud = checkup(*characters(names, init=kaiming(TANH), confidence=0.1)).gradient_growth
+    torch.manual_seed(0)
+    quiet = checkup(*characters(names, init=kaiming(TANH), confidence=1e-3)).gradient_growth
+    assert loud == pytest.approx(quiet, rel=0.02)
+
+
+def test_a_checkpointed_layer_runs_twice_and_counts_once():
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+    plain = mlp(2)
+    given = (*blobs(), CROSS_ENTROPY)
+    report = checkup(Checkpointed(*plain), *given)
+    assert [x.rms for x in report.layers] == [x.rms for x in checkup(plain, *given).layers] and not report
 
 
 def test_in_place_activations_give_the_same_numbers():
@@ -636,6 +718,22 @@ def test_an_exception_says_in_which_layer_it_was_raised():
     with pytest.raises(RuntimeError, match="on purpose") as raised:
         checkup(model, *blobs(), CROSS_ENTROPY)
     assert raised.value.__notes__ == ["checkup: raised in layer '1.1'"]
+
+
+def test_an_exception_that_the_model_catches_is_its_own_affair():
+    class Tries(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Sequential(nn.Linear(32, 10), Raises()), nn.Linear(32, 10)
+
+        def forward(self, x):
+            try:
+                return self.first(x)
+            except RuntimeError:
+                return self.second(x)
+
+    report = checkup(Tries(), *blobs(), CROSS_ENTROPY)
+    assert [(f.rule, f.layer) for f in report] == [("no gradient", "first.0")]
 
 
 @pytest.mark.parametrize(
