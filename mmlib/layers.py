@@ -4,9 +4,12 @@ Every layer works on (..., batch, features). A parameter may carry the same lead
 forward pass have weights of shape (R, fan_out, fan_in) and inputs of shape (R, batch, fan_in).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mmlib import rng
 from mmlib.activations import Activation
@@ -15,6 +18,26 @@ from mmlib.init import LECUN, Orthogonal, VarianceScaling
 Init = VarianceScaling | Orthogonal
 
 _IGNORE_NOTHING = torch.iinfo(torch.int64).min  # F.cross_entropy leaves out targets of -100 unless told otherwise
+
+
+class _StackedAffine(torch.autograd.Function):
+    """x W^T + b for R models. Autograd would lay out dL/dW as W^T is, and the update would be four times slower."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        return (
+            grad @ weight if wanted[0] else None,
+            grad.mT @ x if wanted[1] else None,
+            grad.sum(-2) if wanted[2] else None,
+        )
 
 
 class Linear(nn.Module):
@@ -35,11 +58,9 @@ class Linear(nn.Module):
         try:
             if weight.dim() == 2:
                 return F.linear(x, weight, bias)
-            if bias is None:
-                return x @ weight.mT
-            if x.dim() == weight.dim() == 3:  # the same in one pass over memory
-                return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
-            return x @ weight.mT + bias.unsqueeze(-2)
+            if x.shape[:-2] == weight.shape[:-2] and x.dim() == 3:
+                return _StackedAffine.apply(x, weight, bias)
+            return x @ weight.mT if bias is None else x @ weight.mT + bias.unsqueeze(-2)
         except RuntimeError as error:
             raise ValueError(
                 f"Linear: input {tuple(x.shape)} does not fit weight {tuple(weight.shape)} ({x.dtype}, {weight.dtype})"

@@ -48,7 +48,7 @@ def descend(model: nn.Sequential, batches: Iterable[Examples], *, lr: Rate | Sch
         total = loss.sum() if loss.dim() else loss
         if not math.isfinite(total.item()):
             raise FloatingPointError(_not_finite(model, batch, index, loss))
-        grads = torch.autograd.grad(total, parameters.values(), allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
         rate = schedule(index)
         _check_rate(rate, model)
         with torch.no_grad():
