@@ -46,8 +46,9 @@ class _BatchNormalised(torch.autograd.Function):
         inverse = torch.rsqrt(var + eps)
         x_hat = deviation.mul_(inverse)
         ctx.save_for_backward(x_hat, inverse, weight)
+        mean, var = mean.squeeze(-2), var.squeeze(-2)
         ctx.mark_non_differentiable(mean, var)
-        return torch.addcmul(bias.unsqueeze(-2), x_hat, weight.unsqueeze(-2)), mean.squeeze(-2), var.squeeze(-2)
+        return torch.addcmul(bias.unsqueeze(-2), x_hat, weight.unsqueeze(-2)), mean, var
 
     @staticmethod
     @once_differentiable
