@@ -40,7 +40,7 @@ OMP_NUM_THREADS ?= 1
 MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export OMP_NUM_THREADS MKL_NUM_THREADS
 
-.PHONY: help env book test test-portable execute serve check lint clean distclean
+.PHONY: help env book test test-portable execute reproduce serve check lint clean distclean
 
 help:
 	@echo 'make book            install what is needed, execute the chapters, build the site'
@@ -49,6 +49,7 @@ help:
 	@echo 'make execute         run the chapters and store their outputs (CHAPTERS=book/02-*.ipynb)'
 	@echo 'make check           examine the built pages: links, images, foreign requests, accessibility'
 	@echo 'make test-portable   every chapter again, for other instruction sets and thread counts'
+	@echo 'make reproduce       the published reference run at full length: half an hour on two cores'
 	@echo 'make lint            ruff over code and notebooks'
 	@echo 'make clean           remove the built site and caches; make distclean also removes .venv'
 
@@ -96,6 +97,10 @@ test-portable: env
 
 execute: env
 	@$(BIN)/python tools/execute.py $(CHAPTERS)
+
+# Not part of any other target. It stores the figures that the chapter on the reference run reads.
+reproduce: env
+	@$(BIN)/python tools/reproduce.py
 
 serve: env
 	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }

@@ -1,7 +1,7 @@
 """Drop stored results when what they were computed with has changed: python tools/fingerprint.py _build
 
-jupyter-cache keys a result by the notebook's code cells. The library, the corpus, the plot style and the installed
-versions are not in that key, so their contents are remembered here beside the results.
+jupyter-cache keys a result by the notebook's code cells. The library, the corpus, the plot style, stored figures and
+the installed versions are not in that key, so their contents are remembered here beside the results.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-CONSTANT = ["book/book.mplstyle", "constraints.txt"]
+CONSTANT = ["book/book.mplstyle", "book/reference-run.json", "constraints.txt"]
 
 
 def fingerprint() -> str:
