@@ -5,6 +5,7 @@ weights as (fan_in, fan_out) and normalises batches in two ways of its own, so d
 normalisations stand here. The data, 32,033 names, are not part of this package.
 """
 
+import copy
 import math
 import os
 import random
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from mmlib import data, rng
 from mmlib.activations import TANH
 from mmlib.data import Corpus, Minibatches, Vocabulary, examples, minibatches
+from mmlib.ensemble import stack
 from mmlib.history import History, Series
 from mmlib.layers import Embedding, Flatten, Linear, Nonlinearity
 from mmlib.models import sample
@@ -37,6 +39,48 @@ SHA256 = "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"
 URL = "https://raw.githubusercontent.com/karpathy/makemore/988aa59e4d8fefa526d06f3b453ad116258398d4/names.txt"
 VARIABLE = "MMLIB_LECTURE_NAMES"
 
+PUBLISHED: dict[str, dict[str, str]] = {
+    "examples": {"train": "182625", "dev": "22655", "test": "22866"},
+    "parameters": {"BatchNorm": "12097", "deep": "47024"},
+    "loss at step 0": {
+        "original": "27.8817",
+        "softmax": "3.3221",
+        "tanh": "3.3135",
+        "Kaiming": "3.3179",
+        "BatchNorm": "3.3239",
+        "deep": "3.2870",
+    },
+    "final train loss": {
+        "original": "2.1245",
+        "softmax": "2.07",
+        "tanh": "2.0355966",
+        "Kaiming": "2.0376642",
+        "BatchNorm": "2.0674145",
+        "deep": "2.4002976",
+    },
+    "final dev loss": {
+        "original": "2.1682",
+        "softmax": "2.13",
+        "tanh": "2.1026785",
+        "Kaiming": "2.1069896",
+        "BatchNorm": "2.1056840",
+        "deep": "2.3982468",
+    },
+}
+"""The lecture's figures, with the digits it gives: final is after 200,000 steps, 1,001 for the deep network."""
+
+BATCHNORM_LOSSES = (
+    *("3.3239", "2.0322", "2.5675", "2.0125", "2.2446", "1.8897", "2.0785", "2.3681", "2.2918", "2.0238"),
+    *("2.3673", "2.3132", "1.6414", "1.9311", "2.2231", "2.0027", "2.0997", "2.4949", "2.0199", "2.1707"),
+)
+"""The minibatch losses that the lecture prints every 10,000 steps for the BatchNorm stage."""
+
+DEEP_NAMES = (
+    *("carpah", "qarlileif", "jmrix", "thty", "sacansa", "jazhnte", "dpn", "arciigqeiunellaia", "chriiv", "kalein"),
+    *("dhlm", "join", "qhinn", "sroin", "arian", "quiqaelogiearyxix", "kaeklinsan", "ed", "ecoia", "gtleley"),
+)
+"""The twenty names that the lecture draws from its deep network after 1,001 steps."""
+
 
 def read_names(path: str | PathLike[str] | None = None) -> list[str]:
     """The lecture's 32,033 names, in the order of the file.
@@ -47,8 +91,7 @@ def read_names(path: str | PathLike[str] | None = None) -> list[str]:
 
     Raises FileNotFoundError if none of the four is there, ValueError if the file is another one.
     """
-    named = path or os.environ.get(VARIABLE)
-    file = Path(named) if named else _downloaded()
+    file = Path(path) if path else nearby() or _downloaded()
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file; the lecture's names.txt is needed")
     found = pooch.file_hash(str(file))
@@ -57,17 +100,29 @@ def read_names(path: str | PathLike[str] | None = None) -> list[str]:
     return data.read_names(file)
 
 
+def nearby() -> Path | None:
+    """Where `read_names()` finds the names without going online: the file that is named, or a copy kept earlier."""
+    if os.environ.get(VARIABLE):
+        return Path(os.environ[VARIABLE])
+    kept = _kept()
+    return kept if kept.is_file() and pooch.file_hash(str(kept)) == SHA256 else None
+
+
+def _kept() -> Path:
+    return Path(pooch.os_cache("mmlib")) / "lecture-names.txt"
+
+
 def _downloaded() -> Path:
-    folder = Path(pooch.os_cache("mmlib"))
+    kept = _kept()
     try:
-        file = pooch.retrieve(URL, f"sha256:{SHA256}", fname="lecture-names.txt", path=folder, progressbar=watched())
+        pooch.retrieve(URL, f"sha256:{SHA256}", fname=kept.name, path=kept.parent, progressbar=watched())
     except OSError as error:
         raise FileNotFoundError(
             "the lecture's names.txt is not there. Four ways to give it: pass its path to read_names; set the "
-            f"environment variable {VARIABLE} to its path; put a copy at {folder / 'lecture-names.txt'}; or go "
-            f"online, and it is downloaded from {URL} ({error})"
+            f"environment variable {VARIABLE} to its path; put a copy at {kept}; or go online, and it is downloaded "
+            f"from {URL} ({error})"
         ) from error
-    return Path(file)
+    return kept
 
 
 def splits(names: Sequence[str]) -> Corpus:
@@ -97,6 +152,7 @@ class StdBatchNorm(BatchNorm1d):
 
     def __init__(self, features: int) -> None:
         super().__init__(features, momentum=0.001)
+        self.running_var = None
         self.register_buffer("running_std", torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,8 +247,14 @@ class Run:
         if stage not in (*_STAGES, "deep"):
             raise ValueError(f"stage: one of {', '.join((*_STAGES, 'deep'))} is needed, got {stage!r}")
         self.stage, self.corpus = stage, corpus
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator: torch.Generator | list[torch.Generator] = torch.Generator().manual_seed(seed)
         self.model = _six_layers(self.generator) if stage == "deep" else _shallow(_STAGES[stage], self.generator)
+
+    @torch.no_grad()
+    def nudge(self, size: float, *, generator: torch.Generator) -> None:
+        """Multiplies each of the first layer's weights by 1 + size * N(0, 1): rounding, as it were, at one place."""
+        weight = self.model.linear1.weight
+        weight.mul_(1 + size * rng.normal(*weight.shape, generator=generator))
 
     def batches(self, steps: int) -> Minibatches:
         """The next `steps` minibatches of 32, in the lecture's order."""
@@ -210,7 +272,7 @@ class Run:
         """The learning rate by step."""
         return drop(0.1, at=150_000 if self.stage == "deep" else 100_000, to=0.01)
 
-    def evaluate(self) -> dict[str, float]:
+    def evaluate(self) -> dict[str, float | Tensor]:
         """The loss on the whole training, dev and test examples, in evaluation mode."""
         return {part: evaluate(self.model, getattr(self.corpus, part)) for part in ("train", "dev", "test")}
 
@@ -218,6 +280,17 @@ class Run:
         """Names drawn with the lecture's generator for sampling."""
         g = torch.Generator().manual_seed(SEED + 10)
         return [sample(self.model, self.corpus.vocabulary, 3, generator=g) for _ in range(count)]
+
+
+def together(runs: Sequence[Run]) -> Run:
+    """Several runs as one: their models are stacked, each has its own minibatches, one pass trains them all.
+
+    What a single run gives as a number is then a tensor with one entry a run. Use the runs themselves no more: their
+    generators are shared. Raises ValueError if their networks are not of one architecture.
+    """
+    one = copy.copy(runs[0])
+    one.model, one.generator = stack([run.model for run in runs]), [run.generator for run in runs]
+    return one
 
 
 class Dashboard(NamedTuple):
