@@ -9,6 +9,7 @@ import copy
 import math
 import os
 import random
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pooch
 import torch
 from torch import Tensor, nn
+from tqdm import TqdmWarning
 
 from mmlib import data, rng
 from mmlib.activations import TANH
@@ -33,6 +34,11 @@ from mmlib.show import watched
 from mmlib.stats import grad_data_ratios, update_ratios
 from mmlib.trace import Trace, trace
 from mmlib.train import Schedule, drop, evaluate, train
+
+with warnings.catch_warnings():
+    # In a notebook without widgets its import warns that the progress bar will be plain text, which it is meant to be.
+    warnings.simplefilter("ignore", TqdmWarning)
+    import pooch
 
 SEED = 2147483647
 SHA256 = "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d"
