@@ -154,18 +154,19 @@ class Minibatches:
     generators: tuple[torch.Generator, ...]
     stacked: bool
 
-    _AHEAD = 256  # one draw for many steps gives the same numbers as a draw a step, for less
+    _AHEAD = 2**18  # examples; one draw for many steps gives the same numbers as a draw a step, for less
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[Examples]:
-        n = len(self.data.targets)
-        for done in range(0, self.steps, self._AHEAD):
-            shape = (min(self._AHEAD, self.steps - done), self.size)
-            indices = torch.stack([torch.randint(n, shape, generator=g) for g in self.generators], dim=1)
-            for index in indices if self.stacked else indices[:, 0]:
-                yield Examples(self.data.contexts[index], self.data.targets[index])
+        n, replicas = len(self.data.targets), len(self.generators)
+        ahead = max(1, min(256, self._AHEAD // (replicas * self.size)))
+        for done in range(0, self.steps, ahead):
+            shape = (min(ahead, self.steps - done), self.size)
+            index = torch.stack([torch.randint(n, shape, generator=g) for g in self.generators], dim=1)
+            index = index if self.stacked else index[:, 0]
+            yield from map(Examples, self.data.contexts[index], self.data.targets[index])
 
 
 def minibatches(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.data import Examples
+from mmlib.layers import Linear
 
 
 class Ensemble(nn.Sequential):
@@ -71,6 +72,8 @@ def stack(models: Sequence[nn.Sequential]) -> Ensemble:
         for name, p in sources[0]._parameters.items():
             if p is not None:
                 stacked = torch.stack([s._parameters[name].detach() for s in sources])
+                if isinstance(target, Linear) and name == "weight":
+                    stacked = stacked.mT.contiguous().mT  # as autograd lays out dL/dW; updates are 4 times faster
                 target._parameters[name] = nn.Parameter(stacked, requires_grad=p.requires_grad)
         for name, b in sources[0]._buffers.items():
             if b is not None:
@@ -89,7 +92,9 @@ def unstack(ensemble: Ensemble) -> list[nn.Sequential]:
             target.training = source.training
             for name, p in source._parameters.items():
                 if p is not None:
-                    target._parameters[name] = nn.Parameter(p[r].detach().clone(), requires_grad=p.requires_grad)
+                    target._parameters[name] = nn.Parameter(
+                        p[r].detach().clone(memory_format=torch.contiguous_format), requires_grad=p.requires_grad
+                    )
             for name, b in source._buffers.items():
                 if b is not None:
                     target._buffers[name] = b[r].clone()

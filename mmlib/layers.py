@@ -4,12 +4,11 @@ Every layer works on (..., batch, features). A parameter may carry the same lead
 forward pass have weights of shape (R, fan_out, fan_in) and inputs of shape (R, batch, fan_in).
 """
 
-from typing import Any
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mmlib import rng
 from mmlib.activations import Activation
@@ -18,26 +17,6 @@ from mmlib.init import LECUN, Orthogonal, VarianceScaling
 Init = VarianceScaling | Orthogonal
 
 _IGNORE_NOTHING = torch.iinfo(torch.int64).min  # F.cross_entropy leaves out targets of -100 unless told otherwise
-
-
-class _StackedAffine(torch.autograd.Function):
-    """x W^T + b for R models. Autograd would lay out dL/dW as W^T is, and the update would be four times slower."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        return (
-            grad @ weight if wanted[0] else None,
-            grad.mT @ x if wanted[1] else None,
-            grad.sum(-2) if wanted[2] else None,
-        )
 
 
 class Linear(nn.Module):
@@ -58,8 +37,8 @@ class Linear(nn.Module):
         try:
             if weight.dim() == 2:
                 return F.linear(x, weight, bias)
-            if x.shape[:-2] == weight.shape[:-2] and x.dim() == 3:
-                return _StackedAffine.apply(x, weight, bias)
+            if bias is not None and x.dim() == 3 and x.shape[0] == weight.shape[0]:
+                return torch.baddbmm(bias.unsqueeze(-2), x, weight.mT)
             return x @ weight.mT if bias is None else x @ weight.mT + bias.unsqueeze(-2)
         except RuntimeError as error:
             raise ValueError(
@@ -84,20 +63,22 @@ class Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        tokens, leading = weight.shape[-2], weight.shape[:-2]
         if x.is_floating_point():
             raise ValueError(f"Embedding: integer symbols are needed, got {x.dtype}")
-        if not leading:
+        if weight.dim() == 2:
             try:
                 return F.embedding(x, weight)
             except IndexError as error:
-                raise ValueError(_outside(x, tokens)) from error
-        if x.shape[:-2] != leading:
+                raise ValueError(_outside(x, len(weight))) from error
+        *leading, tokens, _ = weight.shape
+        if x.shape[:-2] != weight.shape[:-2]:
             raise ValueError(f"Embedding: symbols {tuple(x.shape)} do not fit weight {tuple(weight.shape)}")
-        if x.numel() and (x.min() < 0 or x.max() >= tokens):
-            raise ValueError(_outside(x, tokens))
-        offsets = tokens * torch.arange(leading.numel()).view(*leading, 1, 1)
-        return F.embedding(x + offsets, weight.flatten(0, -2))
+        if x.numel():
+            low, high = x.aminmax()
+            if low < 0 or high >= tokens:
+                raise ValueError(_outside(x, tokens))
+        rows = x + tokens * torch.arange(math.prod(leading)).view(*leading, 1, 1)
+        return weight.flatten(0, -2).index_select(0, rows.flatten()).unflatten(0, x.shape)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[-2]}, {self.weight.shape[-1]}"

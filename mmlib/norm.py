@@ -5,11 +5,10 @@ features of each row by itself.
 """
 
 import copy
-from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from mmlib.data import Examples
 from mmlib.layers import Linear
@@ -27,37 +26,6 @@ def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def standardize(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     """(x - mean) / sqrt(var + eps): zero mean and unit variance if these are x's own. Ioffe and Szegedy (2015), 3."""
     return (x - mean) * torch.rsqrt(var + eps)
-
-
-class _BatchNormalised(torch.autograd.Function):
-    """weight * x_hat + bias with the batch's own moments, and its gradients in closed form: with g = dL/dy,
-
-        dL/dweight = sum g x_hat,  dL/dbias = sum g,  dL/dx = weight / s * (g - mean g - x_hat mean(g x_hat)),
-
-    over the batch. Fewer passes over memory than autograd makes through moments and standardize, and equal to it.
-    Ioffe and Szegedy (2015), section 3.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        mean = x.mean(-2, keepdim=True)
-        deviation = x - mean
-        var = deviation.square().mean(-2, keepdim=True)
-        inverse = torch.rsqrt(var + eps)
-        x_hat = deviation.mul_(inverse)
-        ctx.save_for_backward(x_hat, inverse, weight)
-        mean, var = mean.squeeze(-2), var.squeeze(-2)
-        ctx.mark_non_differentiable(mean, var)
-        return torch.addcmul(bias.unsqueeze(-2), x_hat, weight.unsqueeze(-2)), mean, var
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x_hat, inverse, weight = ctx.saved_tensors
-        n = grad.shape[-2]
-        grad_weight, grad_bias = (grad * x_hat).sum(-2, keepdim=True), grad.sum(-2, keepdim=True)
-        grad_x = torch.addcmul(grad - grad_bias / n, x_hat, grad_weight, value=-1 / n)
-        return grad_x.mul_(inverse * weight.unsqueeze(-2)), grad_weight.squeeze(-2), grad_bias.squeeze(-2), None
 
 
 class _Norm(nn.Module):
@@ -113,10 +81,18 @@ class BatchNorm1d(_Norm):
         if not self.training:
             return self._evaluated(x)
         self._check_batch(x)
-        y, mean, var = _BatchNormalised.apply(x, self.weight, self.bias, self.eps)
-        self._track(mean, var, x.shape[-2], self.momentum)
         self.num_batches_tracked += 1
-        return y
+        return self._trained(x)
+
+    def _trained(self, x: Tensor) -> Tensor:
+        """_scale_and_shift(standardize(x, *moments(x, -2), eps)), after which the running statistics have moved.
+
+        Torch's fused kernel does it in a third of the time. R models are one with R times the features to it.
+        """
+        matrix = x.movedim(-2, 0).flatten(1)
+        state = (self.running_mean, self.running_var, self.weight, self.bias)
+        y = F.batch_norm(matrix, *(s.flatten() for s in state), training=True, momentum=self.momentum, eps=self.eps)
+        return y.unflatten(1, self.weight.shape).movedim(0, -2)
 
     def _evaluated(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean.unsqueeze(-2), self.running_var.unsqueeze(-2)

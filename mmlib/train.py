@@ -42,18 +42,20 @@ def descend(model: nn.Sequential, batches: Iterable[Examples], *, lr: Rate | Sch
     """
     schedule = lr if callable(lr) else constant(lr)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    leaves, values = list(parameters.values()), [p.detach() for p in parameters.values()]
     for index, batch in enumerate(batches):
         check_batch(model, batch)
         loss = cross_entropy(model(batch.contexts), batch.targets)
         total = loss.sum() if loss.dim() else loss
         if not math.isfinite(total.item()):
             raise FloatingPointError(_not_finite(model, batch, index, loss))
-        grads = torch.autograd.grad(total, list(parameters.values()), allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         rate = schedule(index)
         _check_rate(rate, model)
-        with torch.no_grad():
-            for p, grad in zip(parameters.values(), grads, strict=True):
-                p.sub_(grad * _per_replica(rate, p)) if isinstance(rate, Tensor) else p.sub_(grad, alpha=rate)
+        if isinstance(rate, Tensor):
+            torch._foreach_sub_(values, [grad * _per_replica(rate, grad) for grad in grads])
+        else:
+            torch._foreach_sub_(values, grads, alpha=rate)
         yield Step(index, rate, loss.detach(), parameters, dict(zip(parameters, grads, strict=True)))
 
 
@@ -103,7 +105,7 @@ def train(
     steps = descend(model, batches, lr=lr)
     for step in tqdm(steps, total=total, unit="step", leave=False, disable=not (progress and watched())):
         losses.append(step.loss)
-        rates.append(torch.as_tensor(step.lr))
+        rates.append(step.lr)
         if probe is not None and step.index % every == 0:
             for name, value in probe(step).items():
                 at, values = probed.setdefault(name, ([], []))
@@ -114,9 +116,15 @@ def train(
     index = torch.arange(len(losses))
     return History(
         Series(index, torch.stack(losses) if losses else torch.empty(0)),
-        Series(index, torch.stack(rates) if rates else torch.empty(0)),
+        Series(index, _series(rates)),
         {name: Series(torch.tensor(at), torch.stack(values)) for name, (at, values) in probed.items()},
     )
+
+
+def _series(rates: list[Rate]) -> Tensor:
+    if any(isinstance(rate, Tensor) for rate in rates):
+        return torch.stack(list(map(torch.as_tensor, rates)))
+    return torch.tensor(rates)
 
 
 @torch.no_grad()
