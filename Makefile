@@ -100,7 +100,7 @@ execute: env
 
 # Not part of any other target. It stores the figures that the chapter on the reference run reads.
 reproduce: env
-	@$(BIN)/python tools/reproduce.py
+	@$(BIN)/python tools/reproduce.py $(PROCESSES)
 
 serve: env
 	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }

@@ -126,8 +126,8 @@ def _downloaded() -> Path:
         raise FileNotFoundError(
             "the lecture's names.txt is not there. Four ways to give it: pass its path to read_names; set the "
             f"environment variable {VARIABLE} to its path; put a copy at {kept}; or go online, and it is downloaded "
-            f"from {URL} ({error})"
-        ) from error
+            f"from {URL} (just now: {type(error).__name__})"
+        ) from None
     return kept
 
 
