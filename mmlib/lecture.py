@@ -81,6 +81,9 @@ BATCHNORM_LOSSES = (
 )
 """The minibatch losses that the lecture prints every 10,000 steps for the BatchNorm stage."""
 
+DEEP_ACTIVATIONS = (("0.63", "2.78%"), ("0.64", "2.56%"), ("0.65", "2.25%"), ("0.65", "1.69%"), ("0.65", "1.88%"))
+"""Standard deviation and share beyond 0.97 that the lecture prints for the deep network's tanh layers."""
+
 DEEP_NAMES = (
     *("carpah", "qarlileif", "jmrix", "thty", "sacansa", "jazhnte", "dpn", "arciigqeiunellaia", "chriiv", "kalein"),
     *("dhlm", "join", "qhinn", "sroin", "arian", "quiqaelogiearyxix", "kaeklinsan", "ed", "ecoia", "gtleley"),
