@@ -90,3 +90,28 @@ def interval(ax: Axes, rows: Mapping[str, Interval]) -> None:
         ax.plot(float(mean), index, color=style["color"], marker=style["marker"])
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def dashboard(
+    axes: np.ndarray,
+    activations: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    weight_gradients: Mapping[str, Tensor],
+    updates: Mapping[str, Series],
+) -> None:
+    """The four figures of one network on axes (2, 2), by layer: three densities, and log10(update:data) against -3.
+
+    One legend for all four, with the names in `updates`, stands above them: the k-th layer of each mapping looks alike.
+    """
+    titles = ("activations", "their gradients", "weight gradients")
+    for ax, title, values in zip(axes.flat, titles, (activations, gradients, weight_gradients), strict=False):
+        densities_by_layer(ax, values)
+        ax.get_legend().remove()
+        ax.set_title(title)
+    last = axes[1, 1]
+    over_time(last, updates)
+    last.get_legend().remove()
+    last.axhline(-3, **THEORY)
+    last.set_title("log10 update:data")
+    axes[0, 1].set_ylabel("")
+    last.figure.legend(*last.get_legend_handles_labels(), loc="outside upper center", ncols=len(updates))

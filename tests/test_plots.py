@@ -159,3 +159,22 @@ def test_points_have_bars_and_no_line(ax):
     assert (marks.get_color(), marks.get_marker()) == (plots.look("Xavier")["color"], plots.look("Xavier")["marker"])
     plots.points(ax, [10, 20], Interval(mean, low, high), "LeCun")
     assert ax.get_legend_handles_labels()[1] == ["mine", "LeCun"]
+
+
+def test_a_dashboard_is_three_densities_and_the_updates_under_one_legend(normal):
+    fig = Figure(layout="constrained")
+    axes = fig.subplots(2, 2)
+    kinds = [{"1": normal(4, 9), "2": normal(4, 9)} for _ in range(3)]
+    updates = {name: Series(torch.tensor([0, 10]), torch.tensor([-3.0, -2.5])) for name in ("1", "2", "out")}
+    plots.dashboard(axes, *kinds, updates)
+    for ax, values in zip(axes.flat, kinds, strict=False):
+        assert ax.get_legend() is None and ax.get_title()
+        for line, x in zip(ax.lines, values.values(), strict=True):
+            density, _ = np.histogram(x.numpy().ravel(), bins=80, density=True)
+            np.testing.assert_allclose(drawn(line)[1], density)
+    *lines, at = axes[1, 1].lines
+    assert [drawn(line)[1].tolist() for line in lines] == [[-3, -2.5]] * 3
+    assert set(drawn(at)[1]) == {-3.0} and at.get_color() == plots.THEORY["color"]
+    (shared,) = fig.legends
+    assert [text.get_text() for text in shared.get_texts()] == ["1", "2", "out"]
+    assert [line.get_color() for line in axes[0, 0].lines] == [line.get_color() for line in lines[:2]]
