@@ -24,14 +24,16 @@ class Ensemble(nn.Sequential):
 
 
 def _check_same(models: Sequence[nn.Sequential]) -> None:
+    state: dict[str, Tensor] = {}
     for r, model in enumerate(models):
         if not isinstance(model, nn.Sequential) or isinstance(model, Ensemble):
             raise TypeError(f"models[{r}]: an nn.Sequential of mmlib layers is needed, got {type(model).__name__}")
         if repr(model) != repr(models[0]):
             raise ValueError(f"models[{r}] has another architecture than models[0]:\n{model}\nis not\n{models[0]}")
         _check_untied(f"models[{r}]", model)
+        state = state or models[0].state_dict()
         for key, value in model.state_dict().items():
-            first = models[0].state_dict()[key]
+            first = state[key]
             if value.shape != first.shape or value.dtype != first.dtype:
                 raise ValueError(
                     f"models[{r}]: {key} is {value.dtype} {tuple(value.shape)}, not {first.dtype} {tuple(first.shape)}"
