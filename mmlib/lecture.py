@@ -263,7 +263,7 @@ class Run:
     def nudge(self, size: float, *, generator: torch.Generator) -> None:
         """Multiplies each of the first layer's weights by 1 + size * N(0, 1): rounding, as it were, at one place."""
         weight = self.model.linear1.weight
-        weight.mul_(1 + size * rng.normal(*weight.shape, generator=generator))
+        weight.mul_(1 + size * rng.normal(*weight.shape, generator=generator).to(weight.dtype))
 
     def batches(self, steps: int) -> Minibatches:
         """The next `steps` minibatches of 32, in the lecture's order."""

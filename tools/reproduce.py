@@ -28,7 +28,9 @@ FIGURES = Path(__file__).parent.parent / "book" / "reference-run.json"
 PROCESSES = int(sys.argv[1]) if len(sys.argv) > 1 else 2
 STEPS = 200_000
 SEEDS = (1, 2, 3, 4, 5)
-NUDGES, NUDGED, NUDGE = range(3), ("original", "softmax"), 3e-7
+NUDGES, NUDGED, NUDGE = (None, 0, 1, 2), ("original", "softmax"), 3e-7
+# Evenly spaced on a logarithmic axis: a small difference grows early or not at all.
+WATCHED = sorted({0, STEPS - 1} | {round(10 ** (k / 8)) for k in range(43)})
 WITHOUT_NORM = stages()[:-1]
 
 # How far a loss may be off. The final losses of "original" have no such bound: that is a finding of the chapter.
@@ -54,6 +56,14 @@ def rounded(x: Tensor | float, digits: int) -> Any:
     return [round(v, digits) for v in values] if isinstance(values, list) else round(values, digits)
 
 
+def distances(step: Step, starts: list[Start]) -> Tensor:
+    """How far all parameters of each run are from those of the first run of its stage, relative to the latter."""
+    theta = torch.cat([p.detach().flatten(1) for p in step.parameters.values()], 1)
+    stage_of = [start.stage for start in starts]
+    first = theta[[stage_of.index(stage) for stage in stage_of]]
+    return (theta - first).norm(dim=-1) / first.norm(dim=-1)
+
+
 def trained(starts: list[Start]) -> list[dict]:
     """What each run leaves after all steps, in the order of the starts. They are trained together."""
     torch.set_num_threads(1)
@@ -61,14 +71,16 @@ def trained(starts: list[Start]) -> list[dict]:
     corpus = splits(lecture.read_names())
     runs = [start.run(corpus) for start in starts]
     one = together(runs) if len(runs) > 1 else runs[0]
+    watched = WATCHED if any(start.nudge is not None for start in starts) else []
     stage_names = ", ".join(dict.fromkeys(start.stage for start in starts))
 
-    def tell(step: Step) -> dict:
-        seconds = time.perf_counter() - began
-        print(f"{seconds:6.0f} s  step {step.index:7,} of {len(runs)}: {stage_names}", flush=True)
-        return {}
+    def probe(step: Step) -> dict[str, Tensor]:
+        if step.index % (STEPS // 4) == 0:
+            seconds = time.perf_counter() - began
+            print(f"{seconds:6.0f} s  step {step.index:7,} of {len(runs)}: {stage_names}", flush=True)
+        return {"distance": distances(step, starts)} if step.index in watched else {}
 
-    history = one.train(STEPS, probe=tell, every=STEPS // 4)
+    history = one.train(STEPS, probe=probe)
     losses, means = history.loss.values.view(STEPS, -1), history.loss.block_means(1_000).values.view(STEPS // 1_000, -1)
     final = {part: torch.as_tensor(loss).view(-1) for part, loss in one.evaluate().items()}
     print(f"{time.perf_counter() - began:6.0f} s  all done of {len(runs)}: {stage_names}", flush=True)
@@ -76,8 +88,9 @@ def trained(starts: list[Start]) -> list[dict]:
         {
             "train": rounded(final["train"][r], 7),
             "dev": rounded(final["dev"][r], 7),
-            "losses": rounded(losses[::10_000, r], 4),
+            "losses": rounded(losses[::10_000, r], 6),
             "means": rounded(means[:, r], 4),
+            "distance": [float(f"{d:.2e}") for d in history.probes["distance"].values[:, r]] if watched else [],
         }
         for r in range(len(runs))
     ]
@@ -100,16 +113,16 @@ def reference_run() -> dict:
     """The figures of the published run, under the names that PUBLISHED gives them."""
     corpus = splits(lecture.read_names())
     six = deep(corpus)
-    first_loss = rounded(deep(corpus).train(1).loss.values[0], 4)
     dashboard(six)
     end = six.evaluate()
     ends = all_trained([Start(stage) for stage in WITHOUT_NORM], [Start("BatchNorm")])
-    by_stage = {start.stage: end for start, end in ends.items()}
+    by_stage = {start.stage: found for start, found in ends.items()}
+    first = {stage: rounded(found["losses"][0], 4) for stage, found in by_stage.items()}
     models = {stage: Run(stage, corpus).model for stage in (*stages(), "deep")}
     return {
         "examples": {part: len(getattr(corpus, part).targets) for part in ("train", "dev", "test")},
         "parameters": {stage: sum(p.numel() for p in model.parameters()) for stage, model in models.items()},
-        "loss at step 0": {stage: found["losses"][0] for stage, found in by_stage.items()} | {"deep": first_loss},
+        "loss at step 0": first | {"deep": rounded(deep(corpus).train(1).loss.values[0], 4)},
         "final train loss": {s: found["train"] for s, found in by_stage.items()} | {"deep": rounded(end["train"], 7)},
         "final dev loss": {s: found["dev"] for s, found in by_stage.items()} | {"deep": rounded(end["dev"], 7)},
         "loss every 10,000 steps": {stage: found["losses"] for stage, found in by_stage.items()},
@@ -119,17 +132,19 @@ def reference_run() -> dict:
 
 
 def other_runs() -> dict:
-    """Final losses of other seeds and of nudged copies, by stage."""
+    """Final losses of other seeds, and of one start with and without nudges, by stage."""
     seeds = [[Start(stage, seed) for stage in part for seed in SEEDS] for part in (WITHOUT_NORM, stages()[-1:])]
     nudged = [Start(stage, nudge=k) for stage in NUDGED for k in NUDGES]
     ends = all_trained(*seeds, nudged)
 
-    def losses(starts: list[Start]) -> dict[str, list[float]]:
-        return {part: [ends[start][part] for start in starts] for part in ("train", "dev")}
+    def found(starts: list[Start], *keys: str) -> dict[str, list]:
+        return {key: [ends[start][key] for start in starts] for key in keys}
 
+    copies = {stage: [Start(stage, nudge=k) for k in NUDGES] for stage in NUDGED}
     return {
-        "seeds": {stage: losses([Start(stage, seed) for seed in SEEDS]) for stage in stages()},
-        "nudged": {stage: losses([Start(stage, nudge=k) for k in NUDGES]) for stage in NUDGED},
+        "seeds": {stage: found([Start(stage, seed) for seed in SEEDS], "train", "dev") for stage in stages()},
+        "watched steps": WATCHED,
+        "nudged": {stage: found(starts, "train", "dev", "distance") for stage, starts in copies.items()},
     }
 
 
@@ -149,12 +164,14 @@ def compared(ours: dict) -> bool:
                 verdict = "the same" if same else f"within {bound:.0e}" if abs(difference) <= (bound or 0) else "MISSED"
             met &= verdict != "MISSED"
             print(f"{what:17} {name:10} {figure:>10} {ours[what][name]:10.{digits}f} {difference:+11.1e} {verdict}")
-    losses = [f"{loss:.4f}" for loss in ours["loss every 10,000 steps"]["BatchNorm"]]
-    equal = sum(a == b for a, b in zip(losses, BATCHNORM_LOSSES, strict=True))
+    losses = ours["loss every 10,000 steps"]["BatchNorm"]
+    equal = sum(f"{a:.4f}" == b for a, b in zip(losses, BATCHNORM_LOSSES, strict=True))
+    # The fourth decimal may be rounded the other way.
+    off = max(abs(a - float(b)) for a, b in zip(losses, BATCHNORM_LOSSES, strict=True))
     names = sum(a == b for a, b in zip(ours["names of the deep network"], DEEP_NAMES, strict=True))
-    print(f"losses that BatchNorm's run printed on its way: {equal} of {len(losses)} the same")
+    print(f"losses that BatchNorm's run printed on its way: {equal} of {len(losses)} the same, all within {off:.1e}")
     print(f"names drawn from the deep network: {names} of {len(DEEP_NAMES)} the same")
-    return met and equal == len(losses) and names == len(DEEP_NAMES)
+    return met and off < 6e-5 and names == len(DEEP_NAMES)
 
 
 def told(others: dict) -> None:
@@ -168,7 +185,7 @@ def told(others: dict) -> None:
             mean, low, high = interval(found[after] - found[before])
             print(f"{after} minus {before}: {mean:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
         for stage, nudged in others["nudged"].items():
-            print(f"{stage}, first weights nudged by {NUDGE}: {min(nudged[part]):.6f} to {max(nudged[part]):.6f}")
+            print(f"{stage}, one start and nudges by {NUDGE}: {min(nudged[part]):.6f} to {max(nudged[part]):.6f}")
 
 
 def main() -> None:
