@@ -98,6 +98,8 @@ def dashboard(
     gradients: Mapping[str, Tensor],
     weight_gradients: Mapping[str, Tensor],
     updates: Mapping[str, Series],
+    *,
+    bins: int = 80,
 ) -> None:
     """The four figures of one network on axes (2, 2), by layer: three densities, and log10(update:data) against -3.
 
@@ -105,7 +107,7 @@ def dashboard(
     """
     titles = ("activations", "their gradients", "weight gradients")
     for ax, title, values in zip(axes.flat, titles, (activations, gradients, weight_gradients), strict=False):
-        densities_by_layer(ax, values)
+        densities_by_layer(ax, values, bins=bins)
         ax.get_legend().remove()
         ax.set_title(title)
     last = axes[1, 1]

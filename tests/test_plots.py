@@ -166,11 +166,11 @@ def test_a_dashboard_is_three_densities_and_the_updates_under_one_legend(normal)
     axes = fig.subplots(2, 2)
     kinds = [{"1": normal(4, 9), "2": normal(4, 9)} for _ in range(3)]
     updates = {name: Series(torch.tensor([0, 10]), torch.tensor([-3.0, -2.5])) for name in ("1", "2", "out")}
-    plots.dashboard(axes, *kinds, updates)
+    plots.dashboard(axes, *kinds, updates, bins=30)
     for ax, values in zip(axes.flat, kinds, strict=False):
         assert ax.get_legend() is None and ax.get_title()
         for line, x in zip(ax.lines, values.values(), strict=True):
-            density, _ = np.histogram(x.numpy().ravel(), bins=80, density=True)
+            density, _ = np.histogram(x.numpy().ravel(), bins=30, density=True)
             np.testing.assert_allclose(drawn(line)[1], density)
     *lines, at = axes[1, 1].lines
     assert [drawn(line)[1].tolist() for line in lines] == [[-3, -2.5]] * 3
