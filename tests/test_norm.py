@@ -130,7 +130,7 @@ def test_a_large_mean_in_float32_loses_nothing_but_digits(kind):
     x = 1e4 + randn(64, 64, dtype=torch.float32)
     exact = reference(64).double()(x.double())
     spacing = 2**-10  # of float32 numbers near 1e4: the mean cannot be known better than to half of it
-    # Torch's kernel for batches sums up the mean in float32 and takes x w / s - mean w / s, two such numbers, at the end.
+    # Torch's kernel for batches sums up the mean in float32, and takes x w / s - mean w / s, two such numbers.
     spacings = 4 if kind == "BatchNorm1d" else 2
     torch.testing.assert_close(make(64)(x).double(), exact, rtol=0, atol=spacings * spacing)
 
