@@ -3,9 +3,10 @@
 All five stages for 200,000 steps, beside what was published; then five other seeds of each stage, and copies of two
 stages whose first weights differ at the seventh digit. Two processes, one thread each, unless told otherwise. The file
 of figures, which a chapter reads, is written whole or not at all, and only if every published figure was met that can
-be.
+be. Runs that were finished before an interruption are kept in .cache/reproduce, and made anew if code has changed.
 """
 
+import hashlib
 import json
 import multiprocessing
 import sys
@@ -24,7 +25,8 @@ from mmlib.history import Step
 from mmlib.lecture import BATCHNORM_LOSSES, DEEP_NAMES, PUBLISHED, Run, dashboard, deep, splits, stages, together
 from mmlib.stats import interval
 
-FIGURES = Path(__file__).parent.parent / "book" / "reference-run.json"
+ROOT = Path(__file__).parent.parent
+FIGURES, KEPT = ROOT / "book" / "reference-run.json", ROOT / ".cache" / "reproduce"
 PROCESSES = int(sys.argv[1]) if len(sys.argv) > 1 else 2
 STEPS = 200_000
 SEEDS = (1, 2, 3, 4, 5)
@@ -64,8 +66,26 @@ def distances(step: Step, starts: list[Start]) -> Tensor:
     return (theta - first).norm(dim=-1) / first.norm(dim=-1)
 
 
+def written(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def kept(starts: list[Start]) -> Path:
+    """Where what these runs leave is kept: named by the runs, the code that makes them, and the version of torch."""
+    modules = sorted(name for name in sys.modules if name.startswith("mmlib."))
+    code = [Path(sys.modules[name].__file__).read_bytes() for name in modules]
+    what = repr((starts, STEPS, NUDGE, WATCHED, torch.__version__, torch.backends.cpu.get_cpu_capability()))
+    return KEPT / f"{hashlib.sha256(what.encode() + b''.join(code)).hexdigest()[:16]}.json"
+
+
 def trained(starts: list[Start]) -> list[dict]:
     """What each run leaves after all steps, in the order of the starts. They are trained together."""
+    if kept(starts).exists():
+        print(f"          kept from an earlier time: {len(starts)} runs", flush=True)
+        return json.loads(kept(starts).read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     began = time.perf_counter()
     corpus = splits(lecture.read_names())
@@ -84,7 +104,7 @@ def trained(starts: list[Start]) -> list[dict]:
     losses, means = history.loss.values.view(STEPS, -1), history.loss.block_means(1_000).values.view(STEPS // 1_000, -1)
     final = {part: torch.as_tensor(loss).view(-1) for part, loss in one.evaluate().items()}
     print(f"{time.perf_counter() - began:6.0f} s  all done of {len(runs)}: {stage_names}", flush=True)
-    return [
+    left = [
         {
             "train": rounded(final["train"][r], 7),
             "dev": rounded(final["dev"][r], 7),
@@ -94,10 +114,13 @@ def trained(starts: list[Start]) -> list[dict]:
         }
         for r in range(len(runs))
     ]
+    written(kept(starts), left)
+    return left
 
 
 def all_trained(*groups: list[Start]) -> dict[Start, dict]:
     """The runs of every group by their start, a process for each group, PROCESSES of them at a time."""
+    KEPT.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     with ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = [
@@ -196,10 +219,7 @@ def main() -> None:
     others = other_runs()
     told(others)
     versions = {"torch": torch.__version__, "instruction set": torch.backends.cpu.get_cpu_capability()}
-    figures = {"made with": versions, **ours, **others}
-    beside = FIGURES.with_suffix(".json.new")
-    beside.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    beside.replace(FIGURES)
+    written(FIGURES, {"made with": versions, **ours, **others})
     print(f"\nwritten: {FIGURES}")
 
 
