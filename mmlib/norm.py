@@ -190,8 +190,10 @@ def calibrate(model: nn.Sequential, data: Examples) -> None:
 
 @torch.no_grad()
 def fold(linear: Linear, norm: BatchNorm1d) -> Linear:
-    """One Linear equal to norm(linear(x)) in evaluation: W' = W * s, b' = (b - running_mean) * s + bias, with
-    s = weight / sqrt(running_var + eps) for each output. Neither argument is changed.
+    """One Linear equal to norm(linear(x)) in evaluation mode.
+
+    W' = W * s and b' = (b - running_mean) * s + bias, with s = weight / sqrt(running_var + eps) for each output.
+    Neither argument is changed.
 
     Raises ValueError if the sizes differ, TypeError for other kinds of layer.
     """
