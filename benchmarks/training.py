@@ -229,6 +229,8 @@ def figure(path: Path) -> None:
             ax.loglog(list(cost), [1e6 * t for t in cost.values()], mark, label=name)
             print(f"{label:14} {name:15}", {x: round(1e6 * t) for x, t in cost.items()})
         ax.set_xlabel(label if label == "replicas R" else f"{label} (R = 8)")
+        ax.set_xticks(list(points), [str(x) for x in points])
+        ax.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
     axes[0].set_ylabel("µs per model-step")
     axes[0].legend()
     plt.savefig(path)
