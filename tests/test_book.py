@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import re
+import runpy
 import shutil
 import tokenize
 from pathlib import Path
@@ -167,6 +168,13 @@ def listed(node):
 def test_listed_in_the_table_of_contents(path):
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     assert f"book/{path.stem}" in set(listed(toc)), f"book/{path.stem} is not in _toc.yml"
+
+
+def test_the_index_of_exercises_is_that_of_the_chapters():
+    made = runpy.run_path(str(ROOT / "tools" / "exercises.py"))
+    assert made["INDEX"].read_text(encoding="utf-8") == made["index"](), "make it anew: python tools/exercises.py"
+    prose = "\n".join(path.read_text(encoding="utf-8") for path in CHAPTERS)
+    assert made["index"]().count("{ref}") == len(re.findall(r"\{exercise(?:-start)?\}", prose))
 
 
 def test_every_module_is_in_the_reference():
