@@ -156,7 +156,8 @@ def reference_run() -> dict:
 
 def other_runs() -> dict:
     """Final losses of other seeds, and of one start with and without nudges, by stage."""
-    seeds = [[Start(stage, seed) for stage in part for seed in SEEDS] for part in (WITHOUT_NORM, stages()[-1:])]
+    parts = (stages()[:2], stages()[2:4], stages()[4:])  # of about the same cost, for two processes
+    seeds = [[Start(stage, seed) for stage in part for seed in SEEDS] for part in parts]
     nudged = [Start(stage, nudge=k) for stage in NUDGED for k in NUDGES]
     ends = all_trained(*seeds, nudged)
 
@@ -189,12 +190,12 @@ def compared(ours: dict) -> bool:
             print(f"{what:17} {name:10} {figure:>10} {ours[what][name]:10.{digits}f} {difference:+11.1e} {verdict}")
     losses = ours["loss every 10,000 steps"]["BatchNorm"]
     equal = sum(f"{a:.4f}" == b for a, b in zip(losses, BATCHNORM_LOSSES, strict=True))
-    # The fourth decimal may be rounded the other way.
     off = max(abs(a - float(b)) for a, b in zip(losses, BATCHNORM_LOSSES, strict=True))
     names = sum(a == b for a, b in zip(ours["names of the deep network"], DEEP_NAMES, strict=True))
     print(f"losses that BatchNorm's run printed on its way: {equal} of {len(losses)} the same, all within {off:.1e}")
     print(f"names drawn from the deep network: {names} of {len(DEEP_NAMES)} the same")
-    return met and off < 6e-5 and names == len(DEEP_NAMES)
+    # Printed to four decimals, and as close as the final losses are.
+    return met and off < 5e-5 + ALLOWED["BatchNorm"] and names == len(DEEP_NAMES)
 
 
 def told(others: dict) -> None:
