@@ -113,7 +113,7 @@ class Nonlinearity(nn.Module):
 class Maxout(nn.Module):
     """h_j = max_k (x W_jk^T + b_jk): the largest of `pieces` affine functions for each of fan_out units.
 
-    Not elementwise: it has weights of its own. Goodfellow et al. (2013), section 2.
+    Not elementwise: it has weights of its own. Goodfellow et al. (2013), section 3.
     """
 
     def __init__(

@@ -187,7 +187,7 @@ def propagate(
     """A signal through `depth` wide layers, and its gradient back, for inputs with E x^2 = q0, so that q_1 = gain^2 q0.
 
     The way back takes dL/dz of a layer to be independent of the weights before it; growth_l is then the square root of
-    the product of chi from layer l to the last but one. For a linear network it is what Saxe et al. (2014) solve.
+    the product of chi from layer l to the last but one. For a linear network it is gain^(L - l).
 
     Raises ValueError for a depth below 1, or a gain, q0 or threshold that is negative or not finite; OverflowError,
     with the layer, if q exceeds the largest float64. Poole et al. (2016); Schoenholz et al. (2017).
