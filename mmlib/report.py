@@ -80,27 +80,19 @@ class Report(Sequence[Finding]):
 
 
 _COLUMNS = ("layer", "kind", "output", "rms", "flat", "dead", "|gradient|", "grad:data", "update:data")
+_FORMATS = (".2g", ".1%", ".1%", ".2g", ".2g", ".1f")  # of the numbers, from rms on
 
 
 def _cells(layer: Layer) -> list[str]:
-    def share(x: float | None) -> str:
-        return "" if x is None else f"{x:.1%}"
-
-    def number(x: float | None) -> str:
-        return "" if x is None else f"{x:.2g}"
-
-    shape = " x ".join(map(str, layer.shape))
-    update = "" if layer.update_data is None else f"{layer.update_data:.1f}"
-    scale = [number(layer.rms), share(layer.flat), share(layer.dead), number(layer.gradient), number(layer.grad_data)]
-    return [layer.name, layer.kind, shape, *scale, update]
+    name, kind, shape, *numbers = layer
+    shown = ["" if x is None else format(x, form) for x, form in zip(numbers, _FORMATS, strict=True)]
+    return [name, kind, " x ".join(map(str, shape)), *shown]
 
 
 def _head(report: Report) -> list[str]:
     frozen = report.parameters - report.trainable
-    lines = [
-        f"Checkup of {report.model}: {report.parameters:,} parameters{f', {frozen:,} of them frozen' * bool(frozen)}, "
-        f"in {report.mode} mode"
-    ]
+    of_them = f", {frozen:,} of them frozen" if frozen else ""
+    lines = [f"Checkup of {report.model}: {report.parameters:,} parameters{of_them}, in {report.mode} mode"]
     if report.uniform is None:
         lines.append(f"Loss {report.loss:.4g}; what to expect of this loss function is not known")
     else:
@@ -114,14 +106,15 @@ def _verdict(report: Report) -> str:
     return {0: "No finding.", 1: "1 finding:"}.get(len(report), f"{len(report)} findings, causes first:")
 
 
-def _parts(finding: Finding) -> list[tuple[str, str]]:
-    also = ", ".join(finding.also[:5]) + f" and {len(finding.also) - 5} more" * (len(finding.also) > 5)
-    parts = [("measured", finding.measured), ("healthy", finding.healthy), ("because", finding.why)]
-    return [*parts, ("do", finding.action), *([("also in", also)] if also else []), ("read", finding.chapter)]
-
-
-def _wrapped(key: str, text: str) -> str:
-    return textwrap.fill(text, 110, initial_indent=f"   {key:<9} ", subsequent_indent=" " * 13)
+def _paragraph(number: int, finding: Finding) -> str:
+    also = ", ".join(finding.also[:5]) + (f" and {len(finding.also) - 5} more" if len(finding.also) > 5 else "")
+    parts = {"measured": finding.measured, "healthy": finding.healthy, "because": finding.why, "do": finding.action}
+    parts |= {"also in": also, "read": finding.chapter}
+    lines = [f"{number}. {finding.severity}, {finding.layer}: {finding.rule}"]
+    for key, text in parts.items():
+        if text:
+            lines.append(textwrap.fill(text, 110, initial_indent=f"   {key:<9} ", subsequent_indent=" " * 13))
+    return "\n".join(lines)
 
 
 def _page(report: Report) -> str:
@@ -129,10 +122,7 @@ def _page(report: Report) -> str:
     keep = [k for k in range(len(_COLUMNS)) if any(row[k] for row in table[1:])]
     widths = {k: max(len(row[k]) for row in table) for k in keep}
     lines = ["  ".join(r[k].ljust(widths[k]) if k < 3 else r[k].rjust(widths[k]) for k in keep).rstrip() for r in table]
-    findings = [
-        "\n".join([f"{i}. {f.severity}, {f.layer}: {f.rule}", *(_wrapped(k, v) for k, v in _parts(f))])
-        for i, f in enumerate(report, start=1)
-    ]
+    findings = [_paragraph(i, finding) for i, finding in enumerate(report, start=1)]
     return "\n\n".join(["\n".join(_head(report)), "\n".join(lines), _verdict(report), *findings])
 
 
@@ -150,7 +140,7 @@ def _html(report: Report) -> str:
         [f.rule, f.severity, ", ".join((f.layer, *f.also)), f.measured, f.healthy, f.why, f.action, f.chapter]
         for f in report
     ]
-    parts = [*(f"<p>{escape(line)}</p>" for line in _head(report))]
+    parts = [f"<p>{escape(line)}</p>" for line in _head(report)]
     parts.append(table("Layers, in the order of their first call", _COLUMNS, list(map(_cells, report.layers))))
     parts.append(table(_verdict(report), names, rows) if rows else f"<p>{_verdict(report)}</p>")
     return "".join(parts)
