@@ -105,13 +105,9 @@ def _squashed(seen: Record) -> Found:
     for term in seen.terms:
         if term.function not in ("cross_entropy", "binary_cross_entropy_with_logits"):
             continue
-        z, k = term.prediction, classes(term.prediction)
-        if (
-            term.function == "cross_entropy"
-            and k > 1
-            and z.min() >= 0
-            and ((z.sum(-1 if z.dim() == 1 else 1) - 1).abs() < 1e-3).all()
-        ):
+        z, k = torch.atleast_2d(term.prediction), classes(term.prediction)
+        normalised = k > 1 and z.min() >= 0 and ((z.sum(1) - 1).abs() < 1e-3).all()
+        if normalised and term.function == "cross_entropy":
             floor = math.log(1 + (k - 1) / math.e)
             measured = f"rows of {k} non-negative numbers that sum to 1, as after a softmax"
             why = f"cross-entropy takes the softmax itself; of a second one it cannot go below {floor:.3f}"
@@ -127,8 +123,7 @@ def _squashed(seen: Record) -> Found:
 def _not_log_probabilities(seen: Record) -> Found:
     for term in seen.terms:
         if term.function == "nll_loss":
-            z = term.prediction
-            off = z.logsumexp(1 if z.dim() > 1 else 0).abs().max().item()
+            off = torch.atleast_2d(term.prediction).logsumexp(1).abs().max().item()
             if off > 1e-2:
                 measured = f"log of the summed probabilities is up to {off:.3g} away from 0"
                 why = "nll_loss only picks a number out of each row; without log_softmax it has no lower bound"

@@ -35,7 +35,7 @@ _CHANNELS_FIRST = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.G
 
 def classes(prediction: Tensor) -> int:
     """The number of classes that logits (classes,) or (batch, classes, ...) speak of."""
-    return prediction.shape[1] if prediction.dim() > 1 else prediction.shape[0]
+    return torch.atleast_2d(prediction).shape[1]
 
 
 def _best_constant(statistic: Callable[..., Any]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -511,6 +511,12 @@ def test_what_the_best_constant_gives():
     assert checkup(*binary()).uniform == pytest.approx(0.693147, rel=1e-5)
 
 
+def test_a_prediction_may_be_one_number():
+    model, x, t, loss_fn = binary()
+    report = checkup(model, x[:1], t[0], lambda z, t: loss_fn(z.squeeze(), t))
+    assert report.uniform == pytest.approx(0.693147, rel=1e-5)
+
+
 def test_the_table_holds_what_autograd_says():
     model, (x, y) = mlp(2), blobs()
     report = checkup(model, x, y, CROSS_ENTROPY)
