@@ -42,8 +42,7 @@ def _best_constant(statistic: Callable[..., Any]) -> Callable[[Tensor, Tensor], 
     def predicted(prediction: Tensor, target: Tensor) -> Tensor:
         target = target.to(prediction.dtype)
         one = target.dim() == 0 or len(target) == 1  # whose own value would be no guess
-        found = statistic(target) if one else statistic(target, 0, keepdim=True)
-        return found.expand_as(target)
+        return statistic(target.flatten() if one else target, 0).expand_as(target)
 
     return predicted
 
@@ -57,7 +56,7 @@ _UNINFORMED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse_loss": _best_constant(torch.mean),
     "smooth_l1_loss": _best_constant(torch.mean),
     "huber_loss": _best_constant(torch.mean),
-    "l1_loss": _best_constant(lambda t, *dim, **keep: torch.quantile(t, 0.5, *dim, **keep)),
+    "l1_loss": _best_constant(lambda t, dim: torch.quantile(t, 0.5, dim)),
 }
 
 
@@ -248,7 +247,7 @@ class _Watch(TorchFunctionMode):
         if not seen:
             return func(*args, **kwargs)
         # Differentiated before the call, which may be in place, and through a copy, for the same reason.
-        with torch.autograd.graph.saved_tensors_hooks(_itself, _itself):  # not those of a checkpoint around it
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):  # not those of a checkpoint around it
             slope = Activation(name, lambda x: func(x.clone(), *args[1:], **kwargs)).derivative(args[0])
         positive = args[0].detach() > 0
         output = func(*args, **kwargs)
@@ -285,10 +284,6 @@ class _Watch(TorchFunctionMode):
         mean = value.detach().mean().item()
         self.terms.append(Term(name, prediction.detach(), target.detach(), mean, uniform, outside, passed))
         return value
-
-
-def _itself(x: Tensor) -> Tensor:
-    return x
 
 
 def _units(x: Tensor, axis: int) -> Tensor:
