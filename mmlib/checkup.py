@@ -135,7 +135,7 @@ def _not_log_probabilities(seen: Record) -> Found:
 def _constant_targets(seen: Record) -> Found:
     for term in seen.terms:
         t, n = term.target, term.target.numel()
-        if term.function not in BINARY and n >= 32 and bool((t == t.flatten()[0]).all()):
+        if term.function not in BINARY and n >= 32 and (t == t.flatten()[0]).all():
             why = "a constant answers such a batch; with more than one class, chance hardly ever draws one"
             action = "shuffle the data; look at how the targets are made"
             yield "warning", ["targets"], f"all {n} targets are {t.flatten()[0].item():g}", "they differ", why, action
@@ -165,7 +165,7 @@ _LARGE_INPUT, _SMALL_INPUT = 10, 0.05
 )
 def _input_scale(seen: Record) -> Found:
     first = next(((name, x) for name, x in seen.inputs.items() if x.is_floating_point()), None)
-    if first is None or not seen.weighted or seen.weighted[0].norm or (seen.rows and is_norm(seen.rows[0].module)):
+    if first is None or not seen.weighted or seen.weighted[0].norm or is_norm(seen.rows[0].module):
         return
     name, x = first
     rms, largest = x.double().square().mean().sqrt().item(), x.abs().max().item()
@@ -265,7 +265,8 @@ def _dead_units(seen: Record) -> Found:
 
 @_rule("saturation", "4 Saturation", silences="gradient slope, same for all examples")
 def _saturation(seen: Record) -> Found:
-    limit = 2 * _saturated(5 / 3)
+    usual = _saturated(5 / 3)
+    limit = 2 * usual
     found = [row for row in seen.rows if row.activation in BOUNDED and row.flat > limit]
     if found:
         worst = max(found, key=lambda row: row.flat)
@@ -274,7 +275,7 @@ def _saturation(seen: Record) -> Found:
         )
         healthy = f"below {limit:.0%}"
         why = (
-            f"twice the {_saturated(5 / 3):.0%} that the widest usual gain, 5/3, gives on inputs of variance 1; "
+            f"twice the {usual:.0%} that the widest usual gain, 5/3, gives on inputs of variance 1; "
             "where the slope is below 2 %, the weights before it get next to no gradient"
         )
         action = "draw the weights before it with gain/sqrt(fan_in), and normalise what comes in"
@@ -287,6 +288,7 @@ def _saturated(std: float) -> float:
 
 
 _DECADES = 2
+_HEALTHY_DECADES = f"less than a factor {10**_DECADES} over the depth"
 _WHY_DECADES = (
     "one learning rate must fit all layers: where one end moves by 1/1000 a step, the other would by 1/10 or 1e-5"
 )
@@ -299,25 +301,25 @@ _WHY_DECADES = (
 )
 def _activation_scale(seen: Record) -> Found:
     rows = _hidden(seen)
-    if _is_steady(scale := [row.rms for row in rows]):
-        decades = _decades(scale)
-        step = 10 ** (decades / (len(rows) - 1))
-        measured = f"rms {rows[0].rms:.2g} here, {rows[-1].rms:.2g} in {rows[-1].name}: x {step:.2f} a layer"
+    scale = [row.rms for row in rows]
+    if _is_steep(scale):
+        measured = f"rms {scale[0]:.2g} here, {scale[-1]:.2g} in {rows[-1].name}: x {10 ** _slope(scale):.2f} a layer"
         why = f"{_WHY_DECADES}; each layer multiplies the scale by gain * sqrt(E phi^2), which kaiming sets to 1"
         action = "draw the weights with kaiming(activation), or put a norm after each layer"
-        yield "warning", [rows[0].name, rows[-1].name], measured, "less than a factor 100 over the depth", why, action
+        yield "warning", [rows[0].name, rows[-1].name], measured, _HEALTHY_DECADES, why, action
 
 
 @_rule("gradient slope", "5 Vanishing and exploding", silences="same for all examples")
 def _gradient_slope(seen: Record) -> Found:
     rows = _hidden(seen)
-    if _is_steady(scale := [row.gradient for row in rows]):
-        decades = -_decades(scale)
-        verb, step = ("grows", "shrinks")[decades < 0], 10 ** (decades / (len(rows) - 1))
+    scale = [row.gradient for row in rows]
+    if _is_steep(scale):
+        step = 10 ** -_slope(scale)
+        verb = "grows" if step > 1 else "shrinks"
         measured = f"the gradient {verb} on its way back, x {step:.2f} a layer, from {rows[-1].name} to {rows[0].name}"
         why = f"{_WHY_DECADES}; theory's factor is sqrt(chi) = gain * sqrt(E phi'^2), healthy near 1"
         action = "choose the gain by the activation, replace sigmoids, add norms or skip connections"
-        yield "warning", [rows[0].name], measured, "less than a factor 100 over the depth", why, action
+        yield "warning", [rows[0].name], measured, _HEALTHY_DECADES, why, action
 
 
 @_rule("first loss", "2 The loss you should expect")
@@ -382,8 +384,8 @@ def _useless_bias(seen: Record) -> Found:
 
 @_rule("units all alike", "6 Choosing the scale")
 def _alike(seen: Record) -> Found:
-    found = [p.layer for p in seen.parameters if p.data.dim() > 1 and _same_rows(p.data) and _same_rows(p.grad)]
-    found = [row.name for row in seen.weighted if row.name in found]
+    alike = {p.layer for p in seen.parameters if p.data.dim() > 1 and _same_rows(p.data) and _same_rows(p.grad)}
+    found = [row.name for row in seen.weighted if row.name in alike]
     if found:
         why = "units that start alike and get the same gradient stay alike for ever: the layer is one unit wide"
         action = "draw the weights at random"
@@ -405,11 +407,11 @@ def _no_gradient(seen: Record) -> Found:
     if not trained:
         yield "warning", [MODEL], "every parameter is frozen", "something to train", why, "call requires_grad_(True)"
     elif cut:
-        unused = cut[0].layer not in seen.called
-        reason = "its layer was never called" if unused else "no path leads from the loss to it"
-        action = "call it in forward, or remove it"
-        if not unused:
+        if cut[0].layer in seen.called:
+            reason = "no path leads from the loss to it"
             action = "look for detach, .data, no_grad, item or argmax between it and the loss"
+        else:
+            reason, action = "its layer was never called", "call it in forward, or remove it"
         yield "error", [p.layer for p in cut], f"{cut[0].name}: {reason}", "every parameter has one", why, action
 
 
@@ -443,20 +445,20 @@ _SLOW = -5
 
 @_rule("step size", "13 The dashboard")
 def _step_size(seen: Record) -> Found:
-    rows = [(row, update) for row in seen.weighted if (update := _update_data(seen, row)) is not None]
-    over = [update - _outweighs(seen, row) for row, update in rows]
-    if not rows or (statistics.median(over) <= 0 and statistics.median(u for _, u in rows) >= _SLOW):
+    rows = [(row, u, _outweighs(seen, row)) for row in seen.weighted if (u := _update_data(seen, row)) is not None]
+    if not rows:
         return
-    layer, update = max(zip(over, rows, strict=True), key=lambda pair: pair[0])[1]
-    middle = statistics.median(u for _, u in rows)
+    middle = statistics.median(u for _, u, _ in rows)
+    if middle >= _SLOW and statistics.median(u - limit for _, u, limit in rows) <= 0:
+        return
+    row, update, limit = max(rows, key=lambda found: found[1] - found[2])
     measured = f"log10(update:data) is {middle:.1f} in the middle layer at learning rate {seen.lr:g}, {update:.1f} here"
-    limit = _outweighs(seen, layer)
     why = (
         "at -3 a thousand steps renew the weights, at -5 a hundred thousand; a step has rank near one, and beyond "
         f"1/sqrt(fan_in) + 1/sqrt(fan_out), {limit:.1f} here, its singular value exceeds that of the random weights"
     )
     action = f"for plain gradient descent a rate near {seen.lr * 10 ** (-3 - middle):.0e} would give -3"
-    yield "warning", [layer.name], measured, f"about -3, in any case between {_SLOW} and {limit:.1f}", why, action
+    yield "warning", [row.name], measured, f"about -3, in any case between {_SLOW} and {limit:.1f}", why, action
 
 
 def _outweighs(seen: Record, row: Row) -> float:
@@ -470,7 +472,7 @@ def _matrices(seen: Record, layer: str) -> list[Tensor]:
 
 
 def _is_zero(grad: Tensor | None) -> bool:
-    return grad is not None and not bool(grad.any())
+    return grad is not None and not grad.any()
 
 
 def _hidden(seen: Record) -> list[Row]:
@@ -486,17 +488,15 @@ def _after(row: Row) -> str:
     return f", in {row.kind} after it" if row.kind.endswith("()") else ""
 
 
-def _decades(values: list[float]) -> float:
-    """How many powers of ten the least-squares line through log10 of the values spans; 0 for fewer than four."""
-    if len(values) < 4:
-        return 0.0
+def _slope(values: list[float]) -> float | None:
+    """log10 of the factor from one value to the next, by least squares; None for fewer than four values."""
     logs = [math.log10(x) for x in values]
-    return statistics.linear_regression(range(len(logs)), logs).slope * (len(logs) - 1)
+    return statistics.linear_regression(range(len(logs)), logs).slope if len(logs) >= 4 else None
 
 
-def _is_steady(values: list[float]) -> bool:
+def _is_steep(values: list[float]) -> bool:
     """Whether the trend is beyond two decades, and beyond one without its largest step: not one loud layer."""
-    decades = _decades(values)
+    decades = (_slope(values) or 0.0) * (len(values) - 1)
     sign = math.copysign(1, decades)
     largest = max((sign * math.log10(b / a) for a, b in pairwise(values)), default=0.0)
     return abs(decades) > _DECADES and abs(decades) - largest > _DECADES / 2
@@ -550,7 +550,7 @@ def checkup(model: nn.Module, inputs: Any, targets: Any, loss_fn: Callable, *, l
         )
         for row in seen.rows
     )
-    rows = _hidden(seen)
+    slope = _slope([row.gradient for row in _hidden(seen)])
     return Report(
         type(model).__name__,
         "training" if model.training else "evaluation",
@@ -559,7 +559,7 @@ def checkup(model: nn.Module, inputs: Any, targets: Any, loss_fn: Callable, *, l
         seen.loss,
         sum(t.uniform for t in seen.terms) if seen.terms else None,
         _guess(seen.terms),
-        10 ** (-_decades([row.gradient for row in rows]) / (len(rows) - 1)) if len(rows) >= 4 else None,
+        None if slope is None else 10**-slope,
         layers,
         tuple(_findings(seen)),
     )
