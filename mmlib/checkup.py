@@ -254,7 +254,7 @@ def _dead_units(seen: Record) -> Found:
     if found:
         row, off, on, units = found[0]
         measured = f"{off} of {units} {row.activation} units are flat for every example, {on} on{_after(row)}"
-        healthy = "about as many off as on, but for a tenth of the units and four standard errors, 4 sqrt(off + on)"
+        healthy = "as many off as on, but for a tenth of the units or, if more, 4 standard errors, 4 sqrt(off + on)"
         why = (
             "weights drawn symmetrically around 0 leave a unit off for every example as often as on; one that is off "
             "passes no gradient to its weights"
