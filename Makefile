@@ -84,15 +84,18 @@ book: env
 	@echo
 	@echo "The book: $(CURDIR)/$(SITE)/index.html"
 
+# The cells of a chapter, and the tests of a file, stay together in one process.
+NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --dist=loadscope
+
 test: env
-	$(BIN)/python -m pytest tests book --nbval --nbval-current-env --nbval-cell-timeout=120 $(ARGS)
+	$(BIN)/python -m pytest tests book $(NBVAL) --numprocesses=2 $(ARGS)
 
 # Other machines, as far as one machine can show them.
 test-portable: env
 	@for capability in default avx2 avx512; do for threads in 1 2; do \
 	  echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
 	  ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads MKL_NUM_THREADS=$$threads \
-	    $(BIN)/python -m pytest book --nbval --nbval-current-env --nbval-cell-timeout=120 -q $(ARGS); \
+	    $(BIN)/python -m pytest book $(NBVAL) --numprocesses=$$((2 / threads)) -q $(ARGS); \
 	done; done
 
 execute: env

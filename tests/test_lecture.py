@@ -315,13 +315,13 @@ def test_without_the_data_a_chapter_on_them_is_skipped_and_says_why(pytester, mo
 
 @pytest.mark.parametrize("place, excluded", [(None, True), (Path("names.txt"), False)])
 def test_without_the_data_a_chapter_on_them_is_shown_as_stored(monkeypatch, tmp_path, place, excluded):
-    specification = importlib.util.spec_from_file_location("stored", ROOT / "book" / "_ext" / "stored.py")
-    stored = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(stored)
+    specification = importlib.util.spec_from_file_location("execution", ROOT / "book" / "_ext" / "execution.py")
+    execution = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(execution)
     (tmp_path / "19-on-them.ipynb").write_text(json.dumps(CHAPTER), encoding="utf-8")
     (tmp_path / "20-on-others.ipynb").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr(stored, "BOOK", tmp_path)
+    monkeypatch.setattr(execution, "BOOK", tmp_path)
     monkeypatch.setattr(lecture, "nearby", lambda: place)
     config = SimpleNamespace(nb_execution_excludepatterns=["draft.ipynb"])
-    stored.settings(None, config)
+    execution.leave_out(None, config)
     assert config.nb_execution_excludepatterns == ["draft.ipynb", *(["19-on-them.ipynb"] if excluded else [])]
