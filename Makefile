@@ -90,9 +90,12 @@ NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --dist=loadscope
 test: env
 	$(BIN)/python -m pytest tests book $(NBVAL) --numprocesses=2 $(ARGS)
 
-# Other machines, as far as one machine can show them.
+# Other machines, as far as one machine can show them: a processor cannot run instructions that it does not have.
+SETS := import torch; names, best = ["default", "avx2", "avx512"], torch.backends.cpu.get_cpu_capability().lower(); \
+  print(*names[: names.index(best) + 1] if best in names else ["default"])
+
 test-portable: env
-	@for capability in default avx2 avx512; do for threads in 1 2; do \
+	@for capability in $$($(BIN)/python -c '$(SETS)'); do for threads in 1 2; do \
 	  echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
 	  ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads MKL_NUM_THREADS=$$threads \
 	    $(BIN)/python -m pytest book $(NBVAL) --numprocesses=$$((2 / threads)) -q $(ARGS); \
