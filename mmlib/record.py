@@ -6,6 +6,7 @@ Hooks see each module's call; a function mode sees each call of an activation or
 
 import inspect
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -185,7 +186,7 @@ class _Watch(TorchFunctionMode):
         self.forward = True
         self._running: list[tuple[nn.Module, bool, float]] = []
         self._last: Row | None = None
-        self._written: dict[int, Row] = {}
+        self._written: dict[int, tuple[Tensor, Row]] = {}  # kept, so that no other tensor gets its place in memory
         self._activated: tuple[str, Tensor] | None = None
         self._handles: list[Any] = []
 
@@ -194,12 +195,8 @@ class _Watch(TorchFunctionMode):
         try:
             for module in self.names:
                 self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
             yield
-        except Exception as error:
-            if self.forward and self._running:
-                error.add_note(f"checkup: raised in layer {self.names[self._running[-1][0]]!r}")
-            raise
         finally:
             for handle in self._handles:
                 handle.remove()
@@ -212,13 +209,16 @@ class _Watch(TorchFunctionMode):
         square = first.double().square().mean().item() if first is not None and is_layer(module) else 0.0
         self._running.append((module, all(map(finite, given)), square))
         if is_norm(module) and first is not None and first.data_ptr() in self._written:
-            self._written[first.data_ptr()].norm = self.names[module]
+            self._written[first.data_ptr()][1].norm = self.names[module]
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         if not self.forward:
             return
         _, finite_in, square_in = self._running.pop()
         name, outputs = self.names[module], list(tensors(output))
+        error = sys.exc_info()[1]
+        if output is None and error is not None and not hasattr(error, "__notes__"):
+            error.add_note(f"checkup: raised in layer {name!r}")
         self.called.add(name)
         if self.first_not_finite is None and finite_in and not all(map(finite, outputs)):
             self.first_not_finite = name
@@ -231,7 +231,8 @@ class _Watch(TorchFunctionMode):
             row.see_slope(1 - outputs[0].detach().square(), outputs[0] > 0, axis)
         row.square_in += square_in
         self._see(row, outputs[0], axis)
-        self._last = self._written[outputs[0].data_ptr()] = row
+        self._last = row
+        self._written[outputs[0].data_ptr()] = outputs[0].detach(), row
 
     def _see(self, row: Row, output: Tensor, axis: int) -> None:
         row.see(output, axis)

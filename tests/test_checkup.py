@@ -736,10 +736,12 @@ def test_an_exception_that_the_model_catches_is_its_own_affair():
             try:
                 return self.first(x)
             except RuntimeError:
-                return self.second(x)
+                return 2 * self.second(x).relu()
 
     report = checkup(Tries(), *blobs(), CROSS_ENTROPY)
     assert [(f.rule, f.layer) for f in report] == [("no gradient", "first.0")]
+    layers = [("first.0", "Linear"), ("second", "Linear"), ("second", "relu()")]
+    assert [(row.name, row.kind) for row in report.layers] == layers
 
 
 @pytest.mark.parametrize(
