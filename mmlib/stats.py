@@ -1,8 +1,10 @@
 """One tensor to one number; for stacked models, to one number a replica."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
@@ -44,6 +46,19 @@ def update_ratios(step: Step) -> dict[str, Tensor]:
     """log10(std(lr * d loss / d W) / std(W)) for every weight matrix: a probe for `train`. About -3 is healthy."""
     ratios = _ratios(step.parameters, step.grads, step.loss.dim())
     return {name: (ratio * step.lr).log10() for name, ratio in ratios.items()}
+
+
+def distances(step: Step, reference: Sequence[int]) -> Tensor:
+    """|theta_r - theta_s| / |theta_s| over all parameters, for R stacked models and s = reference[r]: shape (R,).
+
+    Raises ValueError unless the step is of stacked models and `reference` names one of them for each.
+    """
+    shape = tuple(step.loss.shape)
+    if shape != (len(reference),) or not all(0 <= s < len(reference) for s in reference):
+        raise ValueError(f"reference: one stacked model for each is needed, got {list(reference)} for a loss {shape}")
+    theta = torch.cat([p.detach().flatten(1) for p in step.parameters.values()], 1)
+    other = theta[list(reference)]
+    return (theta - other).norm(dim=-1) / other.norm(dim=-1)
 
 
 class Interval(NamedTuple):

@@ -33,7 +33,7 @@ CONTRACT = {
     "history": "Step Series History",
     "trace": "trace Trace undisturbed",
     "train": "descend train evaluate constant drop",
-    "stats": "rms saturation dead grad_data_ratios update_ratios",
+    "stats": "rms saturation dead grad_data_ratios update_ratios distances",
     "meanfield": "",
     "record": "",
     "report": "",

@@ -9,7 +9,7 @@ from mmlib.data import Examples
 from mmlib.ensemble import stack
 from mmlib.history import Step
 from mmlib.models import MLP
-from mmlib.stats import dead, grad_data_ratios, interval, rms, saturation, update_ratios
+from mmlib.stats import dead, distances, grad_data_ratios, interval, rms, saturation, update_ratios
 from mmlib.trace import Trace, trace
 from mmlib.train import descend
 
@@ -89,6 +89,25 @@ def test_ratios_of_stacked_models_are_those_of_each(lr, lrs, symbols):
             assert list(a) == list(b) == ["embedding.weight", "linear1.weight", "output.weight"]
             for name in b:
                 torch.testing.assert_close(a[name][r], b[name], rtol=1e-4, atol=1e-4)
+
+
+def test_distances_of_stacked_models_are_those_of_their_parameters_one_by_one(symbols):
+    (_, step), alone = stacked_and_single(symbols, 0.1, [0.1] * 3)
+    theta = [torch.cat([p.detach().flatten() for p in single.parameters.values()]) for _, single in alone]
+    reference = [2, 1, 0]
+    expected = [(theta[r] - theta[s]).norm() / theta[s].norm() for r, s in enumerate(reference)]
+    got = distances(step, reference)
+    torch.testing.assert_close(got, torch.stack(expected))
+    assert got[1] == 0 and got[0] != got[2] > 0.1
+
+
+@pytest.mark.parametrize("reference", [[0, 1], [0, 1, 3], [0, 1, -1]])
+def test_distances_need_a_reference_for_each_model(reference, symbols):
+    (_, step), alone = stacked_and_single(symbols, 0.1, [0.1] * 3)
+    with pytest.raises(ValueError, match=r"reference: one stacked model for each .* loss \(3,\)"):
+        distances(step, reference)
+    with pytest.raises(ValueError, match=r"got \[0\] for a loss \(\)"):
+        distances(alone[0][1], [0])
 
 
 # Intervals

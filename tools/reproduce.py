@@ -23,7 +23,7 @@ from mmlib import lecture, rng
 from mmlib.data import Corpus
 from mmlib.history import Step
 from mmlib.lecture import BATCHNORM_LOSSES, DEEP_NAMES, PUBLISHED, Run, dashboard, deep, splits, stages, together
-from mmlib.stats import interval
+from mmlib.stats import distances, interval
 
 ROOT = Path(__file__).parent.parent
 FIGURES, KEPT = ROOT / "book" / "reference-run.json", ROOT / ".cache" / "reproduce"
@@ -58,14 +58,6 @@ def rounded(x: Tensor | float, digits: int) -> Any:
     return [round(v, digits) for v in values] if isinstance(values, list) else round(values, digits)
 
 
-def distances(step: Step, starts: list[Start]) -> Tensor:
-    """How far all parameters of each run are from those of the first run of its stage, relative to the latter."""
-    theta = torch.cat([p.detach().flatten(1) for p in step.parameters.values()], 1)
-    stage_of = [start.stage for start in starts]
-    first = theta[[stage_of.index(stage) for stage in stage_of]]
-    return (theta - first).norm(dim=-1) / first.norm(dim=-1)
-
-
 def written(path: Path, content: Any) -> None:
     """Writes a file whole or not at all."""
     beside = path.with_name(f"{path.name}.new")
@@ -92,13 +84,15 @@ def trained(starts: list[Start]) -> list[dict]:
     runs = [start.run(corpus) for start in starts]
     one = together(runs) if len(runs) > 1 else runs[0]
     watched = WATCHED if any(start.nudge is not None for start in starts) else []
-    stage_names = ", ".join(dict.fromkeys(start.stage for start in starts))
+    stage_of = [start.stage for start in starts]
+    stage_names = ", ".join(dict.fromkeys(stage_of))
+    first_of_its_stage = [stage_of.index(stage) for stage in stage_of]
 
     def probe(step: Step) -> dict[str, Tensor]:
         if step.index % (STEPS // 4) == 0:
             seconds = time.perf_counter() - began
             print(f"{seconds:6.0f} s  step {step.index:7,} of {len(runs)}: {stage_names}", flush=True)
-        return {"distance": distances(step, starts)} if step.index in watched else {}
+        return {"distance": distances(step, first_of_its_stage)} if step.index in watched else {}
 
     history = one.train(STEPS, probe=probe)
     losses, means = history.loss.values.view(STEPS, -1), history.loss.block_means(1_000).values.view(STEPS // 1_000, -1)
