@@ -188,6 +188,7 @@ class _Watch(TorchFunctionMode):
         self._last: Row | None = None
         self._written: dict[int, tuple[Tensor, Row]] = {}  # kept, so that no other tensor gets its place in memory
         self._activated: tuple[str, Tensor] | None = None
+        self._noted = sys.exc_info()[1]  # what is being handled around the checkup is none of its business
         self._handles: list[Any] = []
 
     @contextmanager
@@ -217,8 +218,9 @@ class _Watch(TorchFunctionMode):
         _, finite_in, square_in = self._running.pop()
         name, outputs = self.names[module], list(tensors(output))
         error = sys.exc_info()[1]
-        if output is None and error is not None and not hasattr(error, "__notes__"):
+        if output is None and error is not self._noted:
             error.add_note(f"checkup: raised in layer {name!r}")
+            self._noted = error
         self.called.add(name)
         if self.first_not_finite is None and finite_in and not all(map(finite, outputs)):
             self.first_not_finite = name

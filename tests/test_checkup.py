@@ -726,6 +726,36 @@ def test_an_exception_says_in_which_layer_it_was_raised():
     assert raised.value.__notes__ == ["checkup: raised in layer '1.1'"]
 
 
+def test_an_exception_keeps_the_notes_it_has_and_one_around_the_checkup_gets_none():
+    class Noted(nn.Module):
+        def forward(self, x):
+            error = RuntimeError("on purpose")
+            error.add_note("its own")
+            raise error
+
+    class Nothing(nn.Module):
+        def forward(self, x):
+            return None
+
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.nothing = nn.Linear(32, 10), Nothing()
+
+        def forward(self, x):
+            self.nothing(x)
+            return self.layer(x)
+
+    with pytest.raises(RuntimeError) as raised:
+        checkup(nn.Sequential(nn.Linear(32, 32), Noted()), *blobs(), CROSS_ENTROPY)
+    assert raised.value.__notes__ == ["its own", "checkup: raised in layer '1'"]
+    try:
+        raise KeyError("around")
+    except KeyError as around:
+        checkup(Calls(), *blobs(), CROSS_ENTROPY)
+        assert not hasattr(around, "__notes__")
+
+
 def test_an_exception_that_the_model_catches_is_its_own_affair():
     class Tries(nn.Module):
         def __init__(self):
