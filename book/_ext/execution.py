@@ -31,7 +31,7 @@ def execute(app, env, docnames):
     reports it."""
     settings = env.mystnb_config
     paths = [path for name in docnames if (path := Path(env.doc2path(name))).suffix == ".ipynb"]
-    paths = [path for path in paths if path.name not in settings.execution_excludepatterns]
+    paths = [path for path in paths if not any(map(path.match, settings.execution_excludepatterns))]
     if settings.execution_mode == "cache" and paths:
         cache = get_cache(settings.execution_cache_path)
         uris = [cache.add_nb_to_project(str(path)).uri for path in paths]
