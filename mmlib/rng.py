@@ -34,5 +34,5 @@ def given(generator: torch.Generator) -> torch.Generator:
 
 
 def normal(*shape: int, generator: torch.Generator) -> Tensor:
-    """A float32 tensor of independent draws from N(0, 1)."""
+    """Independent draws from N(0, 1), in torch's default dtype."""
     return torch.randn(shape, generator=given(generator))
