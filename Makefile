@@ -40,7 +40,7 @@ OMP_NUM_THREADS ?= 1
 MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export OMP_NUM_THREADS MKL_NUM_THREADS
 
-.PHONY: help env book test test-portable execute reproduce serve check lint clean distclean
+.PHONY: help env book test test-noise test-portable execute reproduce serve check lint clean distclean
 
 help:
 	@echo 'make book            install what is needed, execute the chapters, build the site'
@@ -48,6 +48,7 @@ help:
 	@echo 'make serve           the built site on http://localhost:$(PORT) (PORT=...)'
 	@echo 'make execute         run the chapters and store their outputs (CHAPTERS=book/02-*.ipynb)'
 	@echo 'make check           examine the built pages: links, images, foreign requests, accessibility'
+	@echo 'make test-noise      every chapter again under rounding noise (SEEDS="1 2 3")'
 	@echo 'make test-portable   every chapter again, for other instruction sets and thread counts'
 	@echo 'make reproduce       the published reference run at full length: half an hour on two cores'
 	@echo 'make lint            ruff over code and notebooks'
@@ -94,12 +95,23 @@ test: env
 SETS := import torch; names, best = ["default", "avx2", "avx512"], torch.backends.cpu.get_cpu_capability().lower(); \
   print(*names[: names.index(best) + 1] if best in names else ["default"])
 
+# Each configuration in turn, also after one that fails; those that failed are named at the end.
 test-portable: env
-	@for capability in $$($(BIN)/python -c '$(SETS)'); do for threads in 1 2; do \
+	@failed=; for capability in $$($(BIN)/python -c '$(SETS)'); do for threads in 1 2; do \
 	  echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
 	  ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads MKL_NUM_THREADS=$$threads \
-	    $(BIN)/python -m pytest book $(NBVAL) --numprocesses=$$((2 / threads)) -q $(ARGS); \
-	done; done
+	    $(BIN)/python -m pytest book $(NBVAL) --numprocesses=$$((2 / threads)) -q $(ARGS) || failed+=", $$capability with $$threads"; \
+	done; done; test -z "$$failed" || { echo "these do not hold: $${failed#, }" >&2; exit 1; }
+
+# One seed is one processor that rounds in its own way.
+SEEDS ?= 1 2 3 4 5
+
+test-noise: env
+	@for seed in $(SEEDS); do case $$seed in *[!0-9]*) \
+	  echo "SEEDS: whole numbers are needed, such as SEEDS='1 2 3', got '$$seed'" >&2; exit 2;; esac; done
+	@failed=; for seed in $(SEEDS); do echo "noise seed $$seed"; \
+	  $(BIN)/python -m pytest book $(NBVAL) --numprocesses=2 -q --noise=$$seed $(ARGS) || failed+=" $$seed"; \
+	done; test -z "$$failed" || { echo "noise seeds under which the book does not hold:$$failed" >&2; exit 1; }
 
 execute: env
 	@$(BIN)/python tools/execute.py $(CHAPTERS)

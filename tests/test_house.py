@@ -15,11 +15,12 @@ import mmlib
 
 ROOT = Path(mmlib.__file__).parent
 ORDER = (
-    *("rng", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm", "ensemble"),
+    *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm", "ensemble"),
     *("trace", "models", "history", "train", "stats", "meanfield", "record", "report", "checkup", "lecture", "plots"),
 )
 CONTRACT = {
     "rng": "generator",
+    "noise": "noise",
     "gaussian": "expectation",
     "activations": "Activation STEP IDENTITY SIGMOID TANH RELU LEAKY_RELU ELU GELU SILU ACTIVATIONS",
     "init": "VarianceScaling Orthogonal LECUN XAVIER PYTORCH kaiming schemes",
