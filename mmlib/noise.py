@@ -32,12 +32,12 @@ def noise(seed: int) -> Iterator[None]:
     Monte Carlo arithmetic: Parker (1997); Denis, de Oliveira Castro and Petit (2016). Raises TypeError unless `seed` is
     an integer.
     """
-    with _Noise(generator(seed, "noise")):
+    with _Noise(generator=generator(seed, "noise")):
         yield
 
 
 class _Noise(TorchFunctionMode):
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, *, generator: torch.Generator) -> None:
         super().__init__()
         self._generator = generator
         # Drawn once and read round and round from a random place: a draw for each element would cost more than tanh.

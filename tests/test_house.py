@@ -15,8 +15,9 @@ import mmlib
 
 ROOT = Path(mmlib.__file__).parent
 ORDER = (
-    *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm", "ensemble"),
-    *("trace", "models", "history", "train", "stats", "meanfield", "record", "report", "checkup", "lecture", "plots"),
+    *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm"),
+    *("ensemble", "trace", "models", "history", "train", "stats", "meanfield", "record", "report", "checkup"),
+    *("lecture", "plots"),
 )
 CONTRACT = {
     "rng": "generator",
