@@ -71,7 +71,9 @@ def points(ax: Axes, x: Tensor | Sequence[float], values: Interval, name: str | 
     `values` holds tensors of the length of x. `style` overrides, such as label=, color= or marker=.
     """
     mean, low, high = (value.detach().numpy() for value in values)
-    ax.errorbar(x, mean, (mean - low, high - mean), **{**look(name), "label": name, "linestyle": "", **style})
+    # Of a bar without length, rounding may put an end on the other side of the mean.
+    bars = (mean - low).clip(min=0), (high - mean).clip(min=0)
+    ax.errorbar(x, mean, bars, **{**look(name), "label": name, "linestyle": "", **style})
 
 
 def raster(ax: Axes, mask: Tensor) -> None:
