@@ -17,7 +17,21 @@ from torch import Tensor, nn
 from mmlib import meanfield
 from mmlib.activations import TANH
 from mmlib.gaussian import expectation
-from mmlib.record import BINARY, BOUNDED, LABELS, MODEL, RECTIFIERS, Record, Row, Term, classes, finite, is_norm, record
+from mmlib.record import (
+    BINARY,
+    BOUNDED,
+    LABELS,
+    MODEL,
+    RECTIFIERS,
+    Parameter,
+    Record,
+    Row,
+    Term,
+    classes,
+    finite,
+    is_norm,
+    record,
+)
 from mmlib.report import Finding, Layer, Report
 
 # Rules: Record -> findings. A rule yields severity, layers, measured, healthy, why, action.
@@ -231,7 +245,7 @@ def _never_run(module: nn.Module) -> bool:
 )
 def _zero_weights(seen: Record) -> Found:
     zero = [row.name for row in seen.weighted if all((p == 0).all() for p in _matrices(seen, row.name))]
-    blocked = [p.layer for p in seen.parameters if p.data.dim() > 1 and _is_zero(seen, p.grad) and p.layer not in zero[:1]]
+    blocked = [p.layer for p in _without_gradient(seen) if p.layer not in zero[:1]]
     if zero and blocked:
         measured = f"all its weights are 0, and the gradient of {len(set(blocked))} layers before it is 0"
         why = "the gradient passes back through the weights; until they have moved, nothing before them learns"
@@ -382,7 +396,7 @@ def _useless_bias(seen: Record) -> Found:
         yield "note", [row.name for row, _ in found], measured, "no bias before a norm that removes it", why, action
 
 
-@_rule("units all alike", "6 Choosing the scale")
+@_rule("units all alike", "6 Choosing the scale", silences="zero gradient")
 def _alike(seen: Record) -> Found:
     alike = {p.layer for p in seen.parameters if p.data.dim() > 1 and _same_rows(p.data) and _same_rows(p.grad)}
     found = [row.name for row in seen.weighted if row.name in alike]
@@ -432,7 +446,7 @@ def _collapsed(seen: Record) -> Found:
 
 @_rule("zero gradient", "13 The dashboard")
 def _zero_gradient(seen: Record) -> Found:
-    zero = [p for p in seen.parameters if p.data.dim() > 1 and _is_zero(seen, p.grad)]
+    zero = _without_gradient(seen)
     if zero:
         measured = f"the gradient of {zero[0].name} is 0 but for rounding, though a path leads there"
         why = "a factor on the path is 0, and the weights stay where they are"
@@ -471,15 +485,16 @@ def _matrices(seen: Record, layer: str) -> list[Tensor]:
     return [p.data for p in seen.parameters if p.layer == layer and p.data.dim() > 1]
 
 
-def _is_zero(seen: Record, grad: Tensor | None) -> bool:
-    """Whether the gradient is no more than what rounding may leave of the largest one: 100 eps of it.
+def _without_gradient(seen: Record) -> list[Parameter]:
+    """The matrices whose gradient is 0 but for rounding: exactly 0, or below a gap of 4 eps among the norms of all.
 
-    What is exactly 0 on one processor is a few eps on another, for instance the slope of tanh where it is 1 - eps.
+    What is 0 on one processor is some eps on another, as the slope of tanh where it is 1 or 1 - eps. No healthy layer
+    takes that much off at once; a gradient that vanishes does so by a factor in every layer.
     """
-    if grad is None:
-        return False
-    largest = max(p.grad.norm().item() for p in seen.parameters if p.grad is not None)
-    return grad.norm().item() <= 100 * torch.finfo(grad.dtype).eps * largest
+    norms = {p.name: p.grad.norm().item() for p in seen.parameters if p.data.dim() > 1 and p.grad is not None}
+    gap = 4 * torch.finfo(torch.float32).eps
+    floor = next((low for high, low in pairwise(sorted(norms.values(), reverse=True)) if low <= gap * high), 0.0)
+    return [p for p in seen.parameters if norms.get(p.name, math.inf) <= floor]
 
 
 def _hidden(seen: Record) -> list[Row]:
