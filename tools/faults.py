@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -72,7 +73,7 @@ class Fault:
             raise ValueError(f"{place}: test: there is no {self.unit}")
 
 
-def read(path: Path = TABLE) -> list[Fault]:
+def read(path: Path) -> list[Fault]:
     """The faults of a table. Raises ValueError, naming the entry, for one that is malformed."""
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -93,7 +94,7 @@ class Outcome(NamedTuple):
     problem: str | None
 
 
-def run(folder: Path, *nodes: str) -> Outcome:
+def run(nodes: list[str], folder: Path) -> Outcome:
     """Runs tests or chapters in a copy up to the first that fails."""
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
@@ -160,7 +161,7 @@ def planted(fault: Fault, folder: Path) -> Iterator[None]:
 
 def seen(fault: Fault, folder: Path) -> tuple[Outcome, Outcome]:
     with planted(fault, folder):
-        return run(folder, fault.unit), run(folder, fault.notebook)
+        return run([fault.unit], folder), run([fault.notebook], folder)
 
 
 def row(fault: Fault, outcomes: tuple[Outcome, Outcome]) -> str:
@@ -170,7 +171,7 @@ def row(fault: Fault, outcomes: tuple[Outcome, Outcome]) -> str:
 
 def main(names: list[str]) -> int:
     try:
-        faults = read()
+        faults = read(TABLE)
         for fault in faults:
             fault.check(ROOT)
     except ValueError as error:
@@ -186,22 +187,22 @@ def main(names: list[str]) -> int:
         for number in range(COPIES):
             free.put(copy(Path(folder, str(number))))
 
-        def lent(job, *arguments):
+        def in_a_copy(job, subject):
             place = free.get()
             try:
-                return job(*arguments, place)
+                return job(subject, place)
             finally:
                 free.put(place)
 
         with ThreadPoolExecutor(COPIES) as pool:
             units = sorted({fault.unit for fault in faults})
             sound = [units, *([notebook] for notebook in sorted({fault.notebook for fault in faults}))]
-            before = list(pool.map(lambda nodes: lent(lambda place: run(place, *nodes)), sound))
+            before = list(pool.map(partial(in_a_copy, run), sound))
             if bad := [o.red or o.problem for o in before if o != Outcome(None, None)]:
                 sys.exit("without any fault these are red:\n" + "\n".join(bad))
             print("| fault | what is wrong | unit test | chapter |\n|---|---|---|---|", flush=True)
             twice = 0
-            for fault, outcomes in zip(faults, pool.map(lambda f: lent(seen, f), faults), strict=True):
+            for fault, outcomes in zip(faults, pool.map(partial(in_a_copy, seen), faults), strict=True):
                 print(row(fault, outcomes), flush=True)
                 twice += all(o.red for o in outcomes)
                 for o in outcomes:
