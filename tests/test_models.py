@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import pytest
@@ -107,8 +108,10 @@ def test_the_smallest_recipe_is_a_model(symbols):
     assert recipe.build(weights())(symbols(4, 1, tokens=1)).shape == (4, 1)
 
 
-def test_the_recipe_of_the_book():
+def test_the_recipe_of_the_book_is_a_frozen_value():
     assert MLP() == MLP(27, 3, 10, 100, 5, TANH, LECUN, None, 0.1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MLP().depth = 6
 
 
 @pytest.mark.parametrize("name", ["tokens", "block_size", "embedding", "width"])
@@ -146,6 +149,15 @@ def test_a_name_is_spelt_from_the_characters_before():
     speller = Speller("cab")
     assert sample(speller, ABC, 2, generator=weights()) == "cab"
     assert speller.contexts == [[[0, 0]], [[0, 3]], [[3, 1]], [[1, 2]]]
+
+
+def test_a_long_name_is_cut_off_too():
+    assert len(sample(Speller("a" * 400), ABC, 2, generator=weights(), max_length=300)) == 300
+
+
+def test_a_generator_is_given_by_name():
+    with pytest.raises(TypeError, match="positional"):
+        sample(Speller("a"), ABC, 2, weights())
 
 
 def test_a_name_may_be_empty_and_is_cut_off():

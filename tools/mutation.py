@@ -247,7 +247,7 @@ def main() -> None:
         share = 1 - total["survived"] / total.total()
         row = f"{module} | {total.total()} | {total['killed']} | {total['timed out']} | {total['survived']} | {share:.1%}"
         rows[module] = f"| {row} |"
-        print(f"{rows[module]} in {time.monotonic() - start:.0f} s")
+        print(f"{rows[module]} in {time.monotonic() - start:.0f} s", flush=True)
         alive = {(module, *key) for key, counts in found.items() if counts["survived"]}
         for _, line, becomes in sorted(alive - explained.keys()):
             print(f"  survived without a reason: {line}\n    -> {becomes}")
