@@ -40,7 +40,7 @@ OMP_NUM_THREADS ?= 1
 MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export OMP_NUM_THREADS MKL_NUM_THREADS
 
-.PHONY: help env book test test-noise test-portable execute reproduce serve check lint clean distclean
+.PHONY: help env book test test-noise test-portable faults execute reproduce serve check lint clean distclean
 
 help:
 	@echo 'make book            install what is needed, execute the chapters, build the site'
@@ -50,6 +50,7 @@ help:
 	@echo 'make check           examine the built pages: links, images, foreign requests, accessibility'
 	@echo 'make test-noise      every chapter again under rounding noise (SEEDS="1 2 3")'
 	@echo 'make test-portable   every chapter again, for other instruction sets and thread counts'
+	@echo 'make faults          faults planted in the library, each to be seen by a unit test and by a chapter (NAMES=...)'
 	@echo 'make reproduce       the published reference run at full length: half an hour on two cores'
 	@echo 'make lint            ruff over code and notebooks'
 	@echo 'make clean           remove the built site and caches; make distclean also removes .venv'
@@ -112,6 +113,10 @@ test-noise: env
 	@failed=; for seed in $(SEEDS); do echo "noise seed $$seed"; \
 	  $(BIN)/python -m pytest book $(NBVAL) --numprocesses=2 -q --noise=$$seed $(ARGS) || failed+=" $$seed"; \
 	done; test -z "$$failed" || { echo "noise seeds under which the book does not hold:$$failed" >&2; exit 1; }
+
+# The table is stored by `make -s faults > tests/FAULTS.md`.
+faults: env
+	@$(BIN)/python tools/faults.py $(NAMES)
 
 execute: env
 	@$(BIN)/python tools/execute.py $(CHAPTERS)
