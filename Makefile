@@ -65,13 +65,13 @@ help:
 # The stamp is newer than what it was made from; a changed pin brings the environment up to date.
 env: .cache/ready .venv/.installed
 
-.venv/.installed: requirements.txt constraints.txt pyproject.toml | .cache/ready
+.venv/.installed: requirements.txt constraints.txt pyproject.toml reproduction/pyproject.toml | .cache/ready
 	@command -v '$(PYTHON)' >/dev/null || { echo "'$(PYTHON)' was not found; name a Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}, and 3.11 or later is needed: make PYTHON=/path/to/python3")'
 	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	test -x $(BIN)/python || '$(PYTHON)' -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps -e .
+	$(BIN)/python -m pip install --quiet --no-deps -e . -e reproduction
 	@touch $@
 
 .venv/.installed-check: requirements-check.txt .venv/.installed
@@ -90,7 +90,7 @@ book: env
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --dist=loadscope
 
 test: env
-	$(BIN)/python -m pytest tests book $(NBVAL) --numprocesses=2 $(ARGS)
+	$(BIN)/python -m pytest tests reproduction book $(NBVAL) --numprocesses=2 $(ARGS)
 
 # Other machines, as far as one machine can show them: a processor cannot run instructions that it does not have.
 SETS := import torch; names, best = ["default", "avx2", "avx512"], torch.backends.cpu.get_cpu_capability().lower(); \
@@ -123,7 +123,7 @@ execute: env
 
 # Not part of any other target. It stores the figures that the chapter on the reference run reads.
 reproduce: env
-	@$(BIN)/python tools/reproduce.py $(PROCESSES)
+	@$(BIN)/python reproduction/run.py $(PROCESSES)
 
 serve: env
 	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }

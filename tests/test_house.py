@@ -17,7 +17,7 @@ ROOT = Path(mmlib.__file__).parent
 ORDER = (
     *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm"),
     *("ensemble", "trace", "models", "history", "train", "stats", "meanfield", "record", "report", "checkup"),
-    *("lecture", "plots"),
+    "plots",
 )
 CONTRACT = {
     "rng": "generator",
@@ -40,7 +40,6 @@ CONTRACT = {
     "record": "",
     "report": "",
     "checkup": "checkup Report",
-    "lecture": "",
     "plots": "densities_by_layer over_time raster interval",
     "show": "show",
 }

@@ -110,11 +110,24 @@ def test_parameters_with_a_leading_axis_are_so_many_layers(build, inputs, shape,
             torch.testing.assert_close(grads[name][r], grads_r[name], rtol=1e-12, atol=1e-12)
 
 
-def test_shared_inputs_meet_every_replica(normal):
-    layer = Linear(4, 5, generator=weights()).double()
-    layer.weight, layer.bias = nn.Parameter(normal(3, 5, 4)), nn.Parameter(normal(3, 5))
-    x = normal(6, 4)
-    torch.testing.assert_close(layer(x), layer(x.expand(3, 6, 4)))
+@pytest.mark.parametrize("shape", [(6, 4), (3, 4), (1, 6, 4), (3, 3, 4)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_replica_has_its_own_weights_and_bias_also_where_the_batch_is_as_long_as_the_ensemble(shape, bias, normal):
+    layer = Linear(4, 5, bias=bias, generator=weights()).double()
+    layer.weight, x = nn.Parameter(normal(3, 5, 4)), normal(*shape)
+    if bias:
+        layer.bias = nn.Parameter(normal(3, 5))
+    for r, y in enumerate(layer(x)):
+        alone = x if len(shape) == 2 else x[min(r, len(x) - 1)]
+        expected = alone @ layer.weight[r].T + (layer.bias[r] if bias else 0)
+        torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("leading", [(), (3,)])
+def test_a_batch_without_examples_has_no_vectors(leading, normal, symbols):
+    layer = Embedding(27, 5, generator=weights())
+    layer.weight = nn.Parameter(normal(*leading, 27, 5))
+    assert layer(symbols(*leading, 0, 2)).shape == (*leading, 0, 2, 5)
 
 
 def test_cross_entropy_is_that_of_torch(normal, symbols):
