@@ -40,7 +40,7 @@ OMP_NUM_THREADS ?= 1
 MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export OMP_NUM_THREADS MKL_NUM_THREADS
 
-.PHONY: help env book test test-noise test-portable faults execute reproduce serve check lint clean distclean
+.PHONY: help env book test test-noise test-portable faults execute reproduce serve check lint clean distclean mutation
 
 help:
 	@echo 'make book            install what is needed, execute the chapters, build the site'
@@ -51,6 +51,7 @@ help:
 	@echo 'make test-noise      every chapter again under rounding noise (SEEDS="1 2 3")'
 	@echo 'make test-portable   every chapter again, for other instruction sets and thread counts'
 	@echo 'make faults          faults planted in the library, each to be seen by a unit test and by a chapter (NAMES=...)'
+	@echo 'make mutation        the library changed in one place at a time: which changes no test sees (MODULES="init norm")'
 	@echo 'make reproduce       the published reference run at full length: half an hour on two cores'
 	@echo 'make lint            ruff over code and notebooks'
 	@echo 'make clean           remove the built site and caches; make distclean also removes .venv'
@@ -74,8 +75,8 @@ env: .cache/ready .venv/.installed
 	$(BIN)/python -m pip install --quiet --no-deps -e . -e reproduction
 	@touch $@
 
-.venv/.installed-check: requirements-check.txt .venv/.installed
-	$(BIN)/python -m pip install --quiet -r requirements-check.txt -c constraints.txt
+.venv/.installed-check .venv/.installed-mutation: .venv/.installed-%: requirements-%.txt .venv/.installed
+	$(BIN)/python -m pip install --quiet -r $< -c constraints.txt
 	@touch $@
 
 # Stored results are keyed by a chapter's code alone; _build is dropped when what that code runs on has changed.
@@ -117,6 +118,13 @@ test-noise: env
 # The table is stored by `make -s faults > tests/FAULTS.md`.
 faults: env
 	@$(BIN)/python tools/faults.py $(NAMES)
+
+# An hour for all of them on two cores; ARGS=--survivors tries only what survived the last time.
+MODULES ?= rng gaussian activations init layers scalar backward norm data models ensemble history trace train stats \
+  meanfield
+
+mutation: env .venv/.installed-mutation
+	@$(BIN)/python tools/mutation.py $(MODULES) $(ARGS)
 
 execute: env
 	@$(BIN)/python tools/execute.py $(CHAPTERS)

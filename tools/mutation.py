@@ -138,7 +138,7 @@ def run_tests(copy: Path, module: str, seconds: dict[str, float], limit: float |
     hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, database=None, phases=phases)
     order = Order(seconds)
     options = ["-x", "-q", "-o", f"cache_dir={copy}/.cache", "--hypothesis-profile=mutation"]
-    options += ["-p", "_hypothesis_pytestplugin", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options += ["-p", "_hypothesis_pytestplugin", "--assert=plain"]
     code = pytest.main([*options, f"tests/test_{module}.py"], plugins=[order])
     if limit is None:
         used = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
