@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from mmlib.comparison import Comparison
 from mmlib.history import Series
 from mmlib.stats import Interval
 
@@ -74,6 +75,31 @@ def points(ax: Axes, x: Tensor | Sequence[float], values: Interval, name: str | 
     # Of a bar without length, rounding may put an end on the other side of the mean.
     bars = (mean - low).clip(min=0), (high - mean).clip(min=0)
     ax.errorbar(x, mean, bars, **{**look(name), "label": name, "linestyle": "", **style})
+
+
+def against_rate(ax: Axes, comparison: Comparison, steps: int | None = None) -> None:
+    """Dev loss against the learning rate: a curve with its interval for each recipe, its best rate ringed.
+
+    Over the judging seeds, while the rings were chosen on others. At an edge of the grid, where no rate can be called
+    best, the ring is an open arrow that points beyond. A rate at which a run diverged has a cross at the top instead.
+    """
+    for index, (name, best) in enumerate(comparison.best(steps).items()):
+        style = look(name if name in _PLACES else index)
+        rates, curve = np.array(comparison.rates), comparison.curve(name, steps)
+        mean, low, high = (value.detach().numpy() for value in curve)
+        ran = np.isfinite(mean)
+        ax.plot(rates[ran], mean[ran], label=name, **style)
+        ax.fill_between(rates[ran], low[ran], high[ran], color=style["color"], alpha=0.25, linewidth=0)
+        top = ax.get_xaxis_transform()
+        ax.plot(rates[~ran], np.full((~ran).sum(), 0.97), "x", color=style["color"], transform=top)
+        if np.isfinite(float(best.loss.mean)):
+            marker = {"": "o", "lowest": "<", "highest": ">"}[best.edge]
+            ring = {"marker": marker, "markersize": 14, "linestyle": "", "color": style["color"], "fillstyle": "none"}
+            ax.plot(best.rate, float(best.loss.mean), **ring, markeredgewidth=2)
+    ax.set(xscale="log", xlabel="learning rate", ylabel="dev loss (nats)")
+    ax.set_xticks(comparison.rates, [f"{rate:g}" for rate in comparison.rates])
+    ax.minorticks_off()
+    ax.legend()
 
 
 def raster(ax: Axes, mask: Tensor) -> None:

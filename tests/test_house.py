@@ -16,8 +16,8 @@ import mmlib
 ROOT = Path(mmlib.__file__).parent
 ORDER = (
     *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm"),
-    *("ensemble", "trace", "models", "history", "train", "stats", "meanfield", "record", "report", "checkup"),
-    *("lecture", "plots"),
+    *("ensemble", "trace", "models", "history", "train", "stats", "table", "comparison", "meanfield"),
+    *("record", "report", "checkup", "lecture", "plots"),
 )
 CONTRACT = {
     "rng": "generator",
@@ -36,6 +36,8 @@ CONTRACT = {
     "trace": "trace Trace undisturbed",
     "train": "descend train evaluate constant drop",
     "stats": "rms saturation dead grad_data_ratios update_ratios distances",
+    "table": "table",
+    "comparison": "compare Comparison Best",
     "meanfield": "",
     "record": "",
     "report": "",

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import matplotlib
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 
 from mmlib import plots
 from mmlib.activations import ACTIVATIONS, TANH
+from mmlib.comparison import Comparison
 from mmlib.history import Series
 from mmlib.init import schemes
 from mmlib.stats import Interval
@@ -178,3 +180,29 @@ def test_a_dashboard_is_three_densities_and_the_updates_under_one_legend(normal)
     (shared,) = fig.legends
     assert [text.get_text() for text in shared.get_texts()] == ["1", "2", "out"]
     assert [line.get_color() for line in axes[0, 0].lines] == [line.get_color() for line in lines[:2]]
+
+
+def test_loss_against_rate_is_a_curve_a_recipe_with_its_best_rate_ringed(ax):
+    rows = torch.tensor([[3.0, 2.0, 2.5], [2.0, 2.5, 3.0]]).double()
+    loss = (rows.unsqueeze(-1) + torch.tensor([0.0, 0.1, 0.3]).double()).unsqueeze(-1)
+    comparison = Comparison(("LeCun", "mine"), (0.1, 0.3, 1.0), (0,), (1, 2), (50,), loss)
+    plots.against_rate(ax, comparison)
+    curve, ring, other, arrow = (line for line in ax.lines if len(line.get_xdata()))
+    assert drawn(curve)[0].tolist() == [0.1, 0.3, 1] and drawn(curve)[1] == pytest.approx([3.2, 2.2, 2.7])
+    assert [x.tolist() for x in drawn(ring)] == [[0.3], [pytest.approx(2.2)]] and ring.get_marker() == "o"
+    assert [x.tolist() for x in drawn(arrow)] == [[0.1], [pytest.approx(2.2)]] and arrow.get_marker() == "<"
+    assert curve.get_color() == plots.look("LeCun")["color"] == ring.get_color()
+    assert other.get_color() == plots.look(1)["color"] == arrow.get_color()
+    assert legend(ax) == ["LeCun", "mine"] and ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0.1", "0.3", "1"]
+    assert len(ax.collections) == 2
+
+
+def test_a_rate_at_which_a_run_diverged_is_a_cross_and_no_point(ax):
+    loss = torch.tensor([[[3.0, 3, 3], [2, 2, 2.5], [1, 1, math.inf]]]).double().unsqueeze(-1)
+    loss[0, 2, 0] = math.inf
+    plots.against_rate(ax, Comparison(("a",), (0.1, 0.3, 1.0), (0,), (1, 2), (50,), loss))
+    curve, cross, ring = ax.lines
+    assert drawn(curve)[0].tolist() == [0.1, 0.3]
+    assert drawn(cross)[0].tolist() == [1.0] and cross.get_marker() == "x"
+    assert drawn(ring)[0].tolist() == [0.3]
