@@ -14,9 +14,7 @@ def between(mean, low, high):
 def test_columns_line_up_under_their_names():
     rows = {"Kaiming": (0.1, 2.6441, 3), "LeCun": (1.0, 12.0, 12000)}
     assert table(rows, ("rate", "dev loss", "steps")) == (
-        "         rate  dev loss   steps\n"
-        "Kaiming  0.10       2.6       3\n"
-        "LeCun    1.00      12.0  12,000"
+        "         rate  dev loss   steps\nKaiming  0.10       2.6       3\nLeCun    1.00      12.0  12,000"
     )
 
 

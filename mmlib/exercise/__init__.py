@@ -7,10 +7,10 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from mmlib.exercise import norms, practice, scale
+from mmlib.exercise import depth, norms, practice, start
 from mmlib.exercise.kinds import Exercise, WrongType
 
-EXERCISES: dict[str, Exercise] = {**scale.EXERCISES, **norms.EXERCISES, **practice.EXERCISES}
+EXERCISES: dict[str, Exercise] = {**start.EXERCISES, **depth.EXERCISES, **norms.EXERCISES, **practice.EXERCISES}
 """Every exercise that answers, by its label."""
 
 
@@ -31,12 +31,12 @@ def _strike(signum: int, frame: FrameType | None) -> None:
 
 
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What `call` returns. Raises _TooLong once it runs for longer, in a main thread of a system with interval timers."""
+    """What `call` returns. Raises _TooLong after that time, in a main thread of a system with interval timers."""
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         return _run(call)
     handler, timer = signal.signal(signal.SIGALRM, _strike), signal.getitimer(signal.ITIMER_REAL)
-    # Again and again: an answer may catch everything, which it can do only where it tries.
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.05)
+    # Again and again: an answer may catch everything, but only where it tries to; one strike will fall elsewhere.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.001)
     try:
         return _run(call)
     finally:
@@ -66,10 +66,10 @@ def verdict(name: str, answer: Any = None, *, seconds: float = 10.0) -> str:
 def check(name: str, answer: Any = None, *, seconds: float = 10.0) -> None:
     """Tries an answer to the exercise with this label and prints whether it is right, or in words what is wrong.
 
-    An answer is a number, a list of numbers, a set of items, or a function, as the exercise asks. Nothing escapes but
-    the reader's own interrupt: no answer, one of another type, a function that raises, and one that does not return
-    within `seconds` are told so, and the notebook goes on. The time limit is an interval timer of the process (SIGALRM):
-    it holds in the main thread on Linux and macOS, where a notebook runs its cells, also for an endless loop in Python.
-    Elsewhere (on Windows, in another thread) and for one long call into compiled code there is none.
+    An answer is a number, a list of numbers, a set of items, or a function, as the exercise asks. No exception escapes
+    but the reader's own interrupt: no answer, one of another type, a function that raises and one that does not return
+    within `seconds` are each told in a sentence, and the notebook goes on. The limit is an interval timer (SIGALRM). It
+    holds in the main thread on Linux and macOS, where a notebook runs its cells, and for an endless loop in Python; on
+    Windows, in another thread and within one call into compiled code there is none, and the kernel's interrupt remains.
     """
     print(verdict(name, answer, seconds=seconds))

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmlib import rng
+
 _SHOWN = 3  # significant digits; more would be another machine's
 
 
@@ -18,6 +20,11 @@ class WrongType(TypeError):
 
 def _named(answer: Any) -> str:
     return "a function" if callable(answer) else f"{type(answer).__name__}"
+
+
+def _shown(x: Any) -> str:
+    """A short value as it is written; of all else the kind, since an address is another one in every process."""
+    return repr(x)[:40] if isinstance(x, (str, int, float)) else _named(x)
 
 
 def _float(answer: Any, needed: str) -> float:
@@ -118,7 +125,8 @@ class Choice:
         items = [*self.right, *self.wrongly]
         for item in chosen:
             if item not in items:
-                raise WrongType(f"{self.asks} are needed, out of {sorted(map(str, items))}; {str(item)[:40]!r} is not there")
+                there = sorted(map(str, items))
+                raise WrongType(f"{self.asks} are needed, out of {there}; {_shown(item)} is not there")
         for item, words in self.right.items():
             if item not in chosen:
                 return f"{item} is left out. {words}"
@@ -146,6 +154,11 @@ class Raised:
         return f"it raises {self.kind}: {self.message}" if self.message else f"it raises {self.kind}"
 
 
+def draws(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers for cases, in float64: the same with each call."""
+    return rng.normal(*shape, generator=rng.generator(seed, "exercise")).double()
+
+
 def returned(answer: Callable, *arguments: Any) -> Any:
     """What a function returns: how most are observed."""
     return answer(*arguments)
@@ -155,9 +168,9 @@ def returned(answer: Callable, *arguments: Any) -> Any:
 class Function:
     """A function (or class), observed on every one of `cases`, words to a maker of its arguments, beside the solution.
 
-    `observe(answer, *arguments)` gives what is compared: numbers, tensors, words, or lists and dictionaries of them, equal
-    within `within` of each value. `mistakes` are words for wrong functions; an answer that does what one of them does is
-    told so, any other one the first case that differs and the hint.
+    `observe(answer, *arguments)` gives what is compared: numbers, tensors, words, or lists and dictionaries of them,
+    equal within a share `within` of each value. `mistakes` are words for wrong functions: an answer that does what one
+    of them does is told so, any other one the first case that differs and the hint.
     """
 
     asks: str
@@ -228,7 +241,7 @@ def difference(got: Any, expected: Any, within: float) -> str | None:
 
 def _unlike(got: Any, expected: Any, within: float) -> str | None:
     if isinstance(expected, (bool, str, set)):
-        return None if got == expected else f"it gives {str(got)[:60]}, not {expected}"
+        return None if got == expected else f"it gives {_shown(got)}, not {_shown(expected)}"
     try:
         a = torch.as_tensor(got).detach().double()
     except (TypeError, ValueError, RuntimeError):
