@@ -30,14 +30,21 @@ def _interval(x: Interval, decimals: int | None, sign: str) -> str:
     return f"{mean} [{low}, {high}]"
 
 
+def _is_pair(x: Any) -> bool:
+    return isinstance(x, tuple) and len(x) == 2
+
+
 def _column(cells: Sequence[Any], decimals: int | None, sign: str) -> list[str]:
     cells = [x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in cells]
-    numbers = [abs(x) for x in cells if isinstance(x, float) and math.isfinite(x)]
+    flat = [y for x in cells for y in (map(float, x) if _is_pair(x) else (x,))]
+    numbers = [abs(x) for x in flat if isinstance(x, float) and math.isfinite(x)]
     common = _decimals(max(numbers, default=0.0), _DIGITS) if decimals is None else decimals
     text = []
     for x in cells:
         if isinstance(x, Interval):
             text.append(_interval(x, decimals, sign))
+        elif _is_pair(x):
+            text.append("{} ({})".format(*(_number(float(value), common, sign) for value in x)))
         elif isinstance(x, float):
             text.append(_number(x, common, sign))
         elif isinstance(x, int) and not isinstance(x, bool):
@@ -45,7 +52,7 @@ def _column(cells: Sequence[Any], decimals: int | None, sign: str) -> list[str]:
         elif isinstance(x, str):
             text.append(x)
         else:
-            raise TypeError(f"cells: a number, an Interval or a word is needed, got {x!r}")
+            raise TypeError(f"cells: a number, an Interval, a pair or a word is needed, got {x!r}")
     return text
 
 
@@ -59,11 +66,11 @@ def table(
     """Lines of text: the name of each row, then its cells under the names of their columns, flush right.
 
     `rows` maps a name to a sequence of cells, or to a single one. A cell is a number, a tensor of one number, an
-    `Interval`, written as mean [low, high], or a word. `digits` is the number of decimals, for all columns or for each;
-    None, as without it, gives the largest number of a column three significant digits, and an interval as many that a
-    unit of the last place is at most a fifth of its half width: a difference between machines that is below the noise
-    of the seeds is not seen. Whole numbers are written out. `sign` puts a + before positive numbers, as for
-    differences. No line ends in a space.
+    `Interval`, written as mean [low, high], a pair, written as measured (predicted), or a word. `digits` is the number
+    of decimals, for all columns or for each; None, as without it, gives the largest number of a column three
+    significant digits, and an interval so many that a unit of the last place is at most a fifth of its half width: a
+    difference between machines that is far below the noise of the seeds is not seen. Whole numbers are written out.
+    `sign` puts a + before positive numbers, as for differences. No line ends in a space.
 
     Raises ValueError if rows differ in length, or columns or digits do not fit them; TypeError for any other cell.
     """

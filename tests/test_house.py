@@ -44,7 +44,8 @@ CONTRACT = {
     "report": "",
     "checkup": "checkup Report",
     "lecture": "",
-    "plots": "densities_by_layer over_time raster interval",
+    "plots": "densities_by_layer over_time raster interval differences against_rate against_theory level ticks "
+    "shared_legend",
     "exercise": "check EXERCISES",
     "exercise.kinds": "Number Numbers Choice Function",
     "exercise.start": "EXERCISES",

@@ -206,3 +206,67 @@ def test_a_rate_at_which_a_run_diverged_is_a_cross_and_no_point(ax):
     assert drawn(curve)[0].tolist() == [0.1, 0.3]
     assert drawn(cross)[0].tolist() == [1.0] and cross.get_marker() == "x"
     assert drawn(ring)[0].tolist() == [0.3]
+
+
+def between(mean, half):
+    mean = torch.tensor(mean)
+    return Interval(mean, mean - half, mean + half)
+
+
+def test_points_stand_with_their_theory_and_one_entry_for_it(ax):
+    measured = {"tanh": between([1.0, 2.0], 0.1), "mine": between([3.0, 4.0], 0.1)}
+    plots.against_theory(ax, [1, 2], measured, {"tanh": [1.1, 2.1], "mine": torch.tensor([3.1, 4.1])})
+    assert legend(ax) == ["theory", "tanh", "mine"]
+    lines = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert [drawn(line)[1].tolist() for line in lines] == [[1.1, 2.1], pytest.approx([3.1, 4.1])]
+    assert [c.lines[0].get_color() for c in ax.containers] == [plots.look("tanh")["color"], plots.look(1)["color"]]
+    assert [drawn(c.lines[0])[1].tolist() for c in ax.containers] == [[1, 2], [3, 4]]
+
+
+def test_theory_may_have_a_grid_of_its_own(ax):
+    plots.against_theory(ax, [1, 2], {"mine": between([1.0, 2.0], 0.1)}, {"mine": [1, 2, 3]}, grid=[1, 1.5, 2])
+    (line,) = (line for line in ax.lines if line.get_linestyle() == "--")
+    assert drawn(line)[0].tolist() == [1, 1.5, 2]
+
+
+def test_differences_are_intervals_beside_zero(ax):
+    plots.differences(ax, {"LeCun": between(0.5, 0.1), "mine": between(-0.5, 0.1)}, "minus Kaiming (nats)")
+    *_, zero = ax.lines
+    assert drawn(zero)[0].tolist() == [0, 0] and ax.get_xlabel() == "minus Kaiming (nats)"
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["LeCun", "mine"]
+
+
+def test_a_level_is_a_line_with_its_name_at_the_right_end(ax):
+    plots.level(ax, 3.3, "log 27")
+    (line,), (text,) = ax.lines, ax.texts
+    assert drawn(line)[1].tolist() == [3.3, 3.3]
+    assert text.get_text() == "log 27" and text.get_position() == (1, 3.3) and text.get_ha() == "right"
+
+
+def test_ticks_are_the_given_numbers_and_no_others(ax):
+    ax.plot([1, 1600], [0.35, 2])
+    ax.set(xscale="log", yscale="log")
+    plots.ticks(ax, x=(25, 1600), y=(0.35, 1.0, 2.0))
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["25", "1,600"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["0.35", "1", "2"]
+    assert len(ax.xaxis.get_minorticklocs()) == len(ax.yaxis.get_minorticklocs()) == 0
+    other = Figure().add_subplot()
+    before = list(other.get_yticks())
+    plots.ticks(other, x=(0, 1))
+    assert list(other.get_yticks()) == before
+
+
+def test_a_shared_legend_has_each_name_once_and_takes_the_place_of_others():
+    fig = Figure(layout="constrained")
+    left, right = axes = fig.subplots(1, 2)
+    for ax, names in ((left, ("a", "b")), (right, ("b", "c"))):
+        for name in names:
+            ax.plot([0, 1], label=name)
+        ax.legend()
+    plots.shared_legend(axes, columns=2)
+    (shared,) = fig.legends
+    assert [text.get_text() for text in shared.get_texts()] == ["a", "b", "c"]
+    assert left.get_legend() is None and right.get_legend() is None
+    assert shared._ncols == 2
+    with pytest.raises(ValueError, match="axes: no curve has a label"):
+        plots.shared_legend([Figure().add_subplot()])

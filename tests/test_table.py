@@ -45,6 +45,11 @@ def test_a_sign_is_shown_when_asked_and_zero_has_none_of_its_own():
     assert table({"a": 3, "b": "-"}, sign=True) == "a  3\nb  -"
 
 
+def test_a_pair_is_a_measurement_and_its_prediction():
+    rows = {"tanh": [(0.6281, torch.tensor(0.6279)), (1.0, 12.0)], "ReLU": [(torch.tensor(0.5), 0.5), (3.0, 4.0)]}
+    assert table(rows) == "tanh  0.628 (0.628)  1.0 (12.0)\nReLU  0.500 (0.500)   3.0 (4.0)"
+
+
 def test_tensors_are_rows_and_numbers():
     assert table({"a": torch.tensor([1.0, 2.0]), "b": [torch.tensor(3.0), 4.5]}) == "a  1.00  2.00\nb  3.00  4.50"
 
@@ -69,5 +74,5 @@ def test_what_does_not_fit_is_an_error(rows, options, message):
 
 @pytest.mark.parametrize("cell", [True, None, torch.ones(2, 2), 1j])
 def test_a_cell_that_is_no_number_is_an_error(cell):
-    with pytest.raises(TypeError, match="cells: a number, an Interval or a word is needed"):
+    with pytest.raises(TypeError, match="cells: a number, an Interval, a pair or a word is needed"):
         table({"a": [cell]})
