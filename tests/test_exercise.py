@@ -163,6 +163,10 @@ def test_differences_in_words(got, expected, words):
 def test_an_unknown_name_is_a_sentence():
     assert verdict("ex-01-hal", 1) == "There is no exercise 'ex-01-hal' to check; did you mean 'ex-01-half'?"
     assert verdict("zzz", 1) == "There is no exercise 'zzz' to check."
+    assert verdict() == "There is no exercise '' to check."
+    assert verdict(abs) == "There is no exercise a function to check." and verdict([1]).startswith(
+        "There is no exercise"
+    )
     assert verdict(7, 1) == "There is no exercise 7 to check."
 
 

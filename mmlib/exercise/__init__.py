@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from mmlib.exercise import depth, norms, practice, start
-from mmlib.exercise.kinds import Exercise, WrongType
+from mmlib.exercise.kinds import Exercise, WrongType, shown
 
 EXERCISES: dict[str, Exercise] = {**start.EXERCISES, **depth.EXERCISES, **norms.EXERCISES, **practice.EXERCISES}
 """Every exercise that answers, by its label."""
@@ -44,11 +44,11 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
         signal.signal(signal.SIGALRM, handler)
 
 
-def verdict(name: str, answer: Any = None, *, seconds: float = 10.0) -> str:
+def verdict(name: str = "", answer: Any = None, *, seconds: float = 10.0) -> str:
     """What `check` prints."""
-    if name not in EXERCISES:
-        near = difflib.get_close_matches(str(name), EXERCISES, n=1)
-        return f"There is no exercise {name!r} to check" + (f"; did you mean {near[0]!r}?" if near else ".")
+    if not isinstance(name, str) or name not in EXERCISES:
+        near = difflib.get_close_matches(shown(name), EXERCISES, n=1)
+        return f"There is no exercise {shown(name)} to check" + (f"; did you mean {near[0]!r}?" if near else ".")
     exercise = EXERCISES[name]
     if answer is None or answer is ...:
         return f"{name}: no answer yet. It asks for {exercise.asks}."
@@ -63,7 +63,7 @@ def verdict(name: str, answer: Any = None, *, seconds: float = 10.0) -> str:
     return f"{name}: not yet. {words}" if words else f"{name}: right."
 
 
-def check(name: str, answer: Any = None, *, seconds: float = 10.0) -> None:
+def check(name: str = "", answer: Any = None, *, seconds: float = 10.0) -> None:
     """Tries an answer to the exercise with this label and prints whether it is right, or in words what is wrong.
 
     An answer is a number, a list of numbers, a set of items, or a function, as the exercise asks. No exception escapes

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmlib import rng
 from mmlib.activations import RELU, SIGMOID, TANH, Activation
 from mmlib.exercise.kinds import Choice, Exercise, Function, Number, Numbers, draws
+from mmlib.gaussian import expectation
 from mmlib.layers import Linear, Nonlinearity
 from mmlib.meanfield import chi, fixed_point, variance_map
 
@@ -128,6 +129,8 @@ def _shape_and_std(answer, fan_out: int, fan_in: int, gain: float) -> dict:
     }
 
 
+_CUT = [expectation(lambda z, k=k: z**k * (z.abs() < 2), breaks=(-2, 2)) for k in range(3)]  # E Z^k [|Z| < 2]
+
 _CHOOSING = {
     "ex-06-concat": Numbers(
         {
@@ -193,8 +196,8 @@ _CHOOSING = {
     ),
     "ex-06-truncated": Number(
         "the std of a normal weight that is cut off at two standard deviations",
-        0.87963,
-        {0.77374: "That is the variance; take the root.", 0.95450: "That is the share within the cut."},
+        math.sqrt(_CUT[2] / _CUT[0]),
+        {_CUT[2] / _CUT[0]: "That is the variance; take the root.", _CUT[0]: "That is the share within the cut."},
         "Var = E Z^2 [|Z| < 2] / E [|Z| < 2].",
         0.002,
     ),

@@ -22,7 +22,7 @@ def _named(answer: Any) -> str:
     return "a function" if callable(answer) else f"{type(answer).__name__}"
 
 
-def _shown(x: Any) -> str:
+def shown(x: Any) -> str:
     """A short value as it is written; of all else the kind, since an address is another one in every process."""
     return repr(x)[:40] if isinstance(x, (str, int, float)) else _named(x)
 
@@ -126,7 +126,7 @@ class Choice:
         for item in chosen:
             if item not in items:
                 there = sorted(map(str, items))
-                raise WrongType(f"{self.asks} are needed, out of {there}; {_shown(item)} is not there")
+                raise WrongType(f"{self.asks} are needed, out of {there}; {shown(item)} is not there")
         for item, words in self.right.items():
             if item not in chosen:
                 return f"{item} is left out. {words}"
@@ -241,7 +241,7 @@ def difference(got: Any, expected: Any, within: float) -> str | None:
 
 def _unlike(got: Any, expected: Any, within: float) -> str | None:
     if isinstance(expected, (bool, str, set)):
-        return None if got == expected else f"it gives {_shown(got)}, not {_shown(expected)}"
+        return None if got == expected else f"it gives {shown(got)}, not {shown(expected)}"
     try:
         a = torch.as_tensor(got).detach().double()
     except (TypeError, ValueError, RuntimeError):

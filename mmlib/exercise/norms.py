@@ -433,8 +433,11 @@ _BLOCKS = {
     ),
     "ex-12-tied": Number(
         "how many parameters go away",
-        648,
-        {1296: "One of the two matrices stays.", 675: "The output's bias stays: only 27 times 24 weights are shared."},
+        27 * 24,
+        {
+            2 * 27 * 24: "One of the two matrices stays.",
+            27 * 25: "The output's bias stays: only 27 times 24 weights are shared.",
+        },
         "Both matrices are 27 x 24, and one is left.",
         0.0005,
     ),

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmlib import rng
 from mmlib.exercise.kinds import Choice, Exercise, Function, Number, Numbers, draws
+from mmlib.gaussian import expectation
 from mmlib.layers import Embedding, Linear
 from mmlib.models import MLP
 
@@ -150,6 +151,12 @@ def _seeds(s: float, d: float, quantile=lambda n: float(stdtrit(n - 1, 0.975)), 
     return next(n for n in itertools.count(2) if n >= (quantile(n) * s / d) ** power)
 
 
+def _best_of(n: int) -> float:
+    """E of the largest of n standard normal numbers."""
+    return expectation(lambda z: n * z * torch.special.ndtr(z) ** (n - 1))
+
+
+_T3 = float(stdtrit(3, 0.975))
 _PAPER = torch.tensor([-0.02, -0.01, 0.0, -0.05]).double()
 _S = float(_PAPER.std())
 
@@ -167,10 +174,10 @@ _FIXES = {
             ),
             "half width": Number(
                 "the half width of the interval",
-                3.1824 * _S / 2,
+                _T3 * _S / 2,
                 {
                     1.96 * _S / 2: "Four seeds have Student's 3.18, not the normal 1.96.",
-                    3.1824 * _S: "Divide by sqrt(4).",
+                    _T3 * _S: "Divide by sqrt(4).",
                 },
                 "t s / sqrt(n).",
             ),
@@ -179,7 +186,7 @@ _FIXES = {
                 float(_seeds(_S, 0.01)),
                 {
                     float(math.ceil((1.96 * _S / 0.01) ** 2)): "t depends on n, and is above 1.96.",
-                    float(math.ceil((3.1824 * _S / 0.01) ** 2)): "With more seeds t is smaller than 3.18.",
+                    float(math.ceil((_T3 * _S / 0.01) ** 2)): "With more seeds t is smaller than 3.18.",
                 },
                 "The least n with n >= (t s/0.01)^2.",
                 0.001,
@@ -188,11 +195,11 @@ _FIXES = {
     ),
     "ex-14-best": Number(
         "how much better the best of five looks, in sigma",
-        1.16296,
+        _best_of(5),
         {
             float(ndtri(0.8)): "That is the 80 % point; the mean of the best lies above it.",
-            0.56419: "That is the best of two.",
-            1.26721: "That is the best of six.",
+            _best_of(2): "That is the best of two.",
+            _best_of(6): "That is the best of six.",
         },
         "E max of five: the integral of 5 z phi(z) Phi(z)^4.",
         0.005,
@@ -462,34 +469,37 @@ def _and_batch(answer, seed: int) -> dict[str, Tensor]:
     return tensors | {"the batch that is drawn next": torch.randint(1000, (32,), generator=g)}
 
 
+_COUNT = 27 * 10 + (30 + 1) * 200 + (200 + 1) * 27
+_DEEP = 27 * 10 + 30 * 100 + 4 * 100 * 100 + 100 * 27 + 2 * (5 * 100 + 27)
+
 _REFERENCE = {
     "ex-19-count": Numbers(
         {
             "tanh": Number(
                 "the parameters of the tanh stage",
-                11897,
-                {11670: "The biases are missing.", 11897 - 270: "The embedding is missing."},
+                _COUNT,
+                {_COUNT - 227: "The biases are missing.", _COUNT - 270: "The embedding is missing."},
                 "270 + 6200 + 5427.",
                 0.0001,
             ),
             "BatchNorm": Number(
                 "the parameters of the BatchNorm stage",
-                12097,
+                _COUNT + 200,
                 {
-                    12297: "Before the norm there is no bias.",
-                    11897: "Scale and shift, in place of one bias.",
-                    12097 + 400: "Running statistics are buffers, and no parameters.",
+                    _COUNT + 400: "Before the norm there is no bias.",
+                    _COUNT: "Scale and shift, in place of one bias.",
+                    _COUNT + 600: "Running statistics are buffers, and no parameters.",
                 },
                 "270 + 6000 + 400 + 5427.",
                 0.0001,
             ),
             "deep": Number(
                 "the parameters of the deep network",
-                47024,
+                _DEEP,
                 {
-                    47024 - 54: "The logits are normalised too: 27 scales and shifts.",
-                    47024 + 527: "No layer has a bias.",
-                    47024 + 10_000: "Five hidden layers have four square matrices.",
+                    _DEEP - 54: "The logits are normalised too: 27 scales and shifts.",
+                    _DEEP + 527: "No layer has a bias.",
+                    _DEEP + 10_000: "Five hidden layers have four square matrices.",
                 },
                 "270 + 3000 + 40,000 + 2700 + 2 times 527.",
                 0.0001,
