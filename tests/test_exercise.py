@@ -143,7 +143,7 @@ def test_each_case_is_made_anew_for_an_answer_that_changes_its_arguments(monkeyp
         ([1, 2], (1, 2), None),
         ([1, 2], [1, 2, 3], "it gives list where 3 values are needed"),
         ({"a": 1}, {"a": 1, "b": 2}, r"it gives \['a'\] where \['a', 'b'\] are needed"),
-        ({"a": 1}, {"a": 2}, "a, it gives 1, not 2"),
+        ({"a": 1}, {"a": 2}, "it gives 1, not 2"),
         (True, False, "it gives True, not False"),
         ("far", "near", "it gives 'far', not 'near'"),
         (Raised("KeyError", ""), 1.0, "it raises KeyError"),
@@ -153,8 +153,35 @@ def test_each_case_is_made_anew_for_an_answer_that_changes_its_arguments(monkeyp
     ],
 )
 def test_differences_in_words(got, expected, words):
-    said = difference(got, expected, 1e-4)
-    assert said is None if words is None else re.match(words, said)
+    found = difference(got, expected, 1e-4)
+    assert found is None if words is None else re.match(words, found.words)
+
+
+def test_a_difference_has_its_place():
+    got, expected = {"a": 1, "b": [1, {"c": 2.0}]}, {"a": 1, "b": [1, {"c": 3.0}]}
+    assert difference(got, expected, 1e-4) == (("b", 1, "c"), "it gives 2, not 3")
+
+
+def pair(x):
+    return torch.tensor([x, 2 * x])
+
+
+def test_of_two_mistakes_in_one_answer_the_first_is_told(monkeypatch):
+    def both(x):
+        return {"sum": pair(2 * x + 1), "product": 7.0}
+
+    cases = {"for 1": lambda: (1.0,), "for 3": lambda: (3.0,)}
+    right = lambda x: {"sum": pair(2 * x), "product": x**2}  # noqa: E731
+    mistakes = {
+        "The sum is one too large.": lambda x: {"sum": pair(2 * x + 1), "product": x**2},
+        "The product is a sum.": lambda x: {"sum": pair(2 * x), "product": 2 * x},
+    }
+    ask = made(monkeypatch, Function("f(x)", right, cases, mistakes, "Look again."))
+    assert ask(both) == "ex-made: not yet. The sum is one too large."
+    assert ask(lambda x: {"sum": pair(2 * x), "product": 2.0}) == (
+        "ex-made: not yet. for 1, product: it gives 2, not 1. Look again."
+    )
+    assert "it raises ZeroDivisionError" in ask(lambda x: {"sum": pair(2 * x), "product": 1 / 0})
 
 
 # Where nothing may escape

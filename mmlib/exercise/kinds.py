@@ -2,9 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -170,7 +170,7 @@ class Function:
 
     `observe(answer, *arguments)` gives what is compared: numbers, tensors, words, or lists and dictionaries of them,
     equal within a share `within` of each value. `mistakes` are words for wrong functions: an answer that does what one
-    of them does is told so, any other one the first case that differs and the hint.
+    of them does, in all cases or in a whole tensor where it differs first, is told so; any other is told that place.
     """
 
     asks: str
@@ -181,23 +181,27 @@ class Function:
     observe: Callable = returned
     within: float = 1e-4
 
-    def _seen(self, answer: Callable) -> list[Any]:
-        return [_observed(self.observe, answer, make) for make in self.cases.values()]
+    def _seen(self, answer: Callable) -> dict[str, Any]:
+        return {case: _observed(self.observe, answer, make) for case, make in self.cases.items()}
 
     def wrong(self, answer: Any) -> str | None:
         """What is wrong with a function, or None. Raises WrongType for anything that cannot be called."""
         if not callable(answer):
             raise WrongType(f"{self.asks}, a function, is needed, and this is {_named(answer)}")
-        right, seen = self._seen(self.solution), self._seen(answer)
-        found = [(case, difference(a, b, self.within)) for case, a, b in zip(self.cases, seen, right, strict=True)]
-        found = [(case, words) for case, words in found if words]
-        if not found:
+        seen = self._seen(answer)
+        found = difference(seen, self._seen(self.solution), self.within)
+        if found is None:
             return None
-        for words, mistake in self.mistakes.items():
-            if not any(difference(a, b, self.within) for a, b in zip(seen, self._seen(mistake), strict=True)):
-                return words
-        case, words = found[0]
-        return f"{case}: {words}. {self.hint}"
+        mistaken = {words: self._seen(mistake) for words, mistake in self.mistakes.items()}
+        # All of one mistake; or the first of several, where a whole tensor agrees: a single number may do so by chance.
+        first = _at(seen, found.place)
+        many = isinstance(first, Tensor) and first.numel() > 1
+        for place in ((), found.place) if many else ((),):
+            for words, other in mistaken.items():
+                if difference(_at(seen, place), _at(other, place), self.within) is None:
+                    return words
+        names = ", ".join(key for key in found.place if isinstance(key, str))
+        return f"{names}: {found.words}. {self.hint}"
 
     def planted(self) -> Iterator[tuple[str, Any]]:
         """Each of the usual mistakes: what is said of it, and a function that makes it."""
@@ -216,27 +220,50 @@ def _observed(observe: Callable, answer: Callable, make: Callable[[], tuple]) ->
         return Raised(type(error).__name__, first[:80])
 
 
-def difference(got: Any, expected: Any, within: float) -> str | None:
-    """In words what differs between two observations, or None. Numbers are equal within a share of each."""
+class Difference(NamedTuple):
+    """The first place, keys and indices from outside in, where two observations differ, and how in words."""
+
+    place: tuple[str | int, ...]
+    words: str
+
+
+def difference(got: Any, expected: Any, within: float) -> Difference | None:
+    """Where and how two observations differ, or None if they do not. Numbers are equal within a share of each."""
+    words = None
     if isinstance(expected, Raised):
-        return None if isinstance(got, Raised) and got.kind == expected.kind else f"it gives {_named(got)}"
-    if isinstance(got, Raised):
-        return str(got)
-    if isinstance(expected, Mapping):
-        if not isinstance(got, Mapping) or got.keys() != expected.keys():
-            names = sorted(map(str, got)) if isinstance(got, Mapping) else _named(got)
-            return f"it gives {names} where {sorted(map(str, expected))} are needed"
-        parts = ((f"{key}, ", got[key], value) for key, value in expected.items())
+        words = None if isinstance(got, Raised) and got.kind == expected.kind else f"it gives {_named(got)}"
+    elif isinstance(got, Raised):
+        words = str(got)
+    elif isinstance(expected, Mapping):
+        if isinstance(got, Mapping) and got.keys() == expected.keys():
+            return _first(((key, got[key], value) for key, value in expected.items()), within)
+        names = sorted(map(str, got)) if isinstance(got, Mapping) else _named(got)
+        words = f"it gives {names} where {sorted(map(str, expected))} are needed"
     elif isinstance(expected, (list, tuple)):
-        if not isinstance(got, (list, tuple)) or len(got) != len(expected):
-            return f"it gives {_named(got)} where {len(expected)} values are needed"
-        parts = (("", a, b) for a, b in zip(got, expected, strict=True))
+        if isinstance(got, (list, tuple)) and len(got) == len(expected):
+            return _first(((k, *pair) for k, pair in enumerate(zip(got, expected, strict=True))), within)
+        words = f"it gives {_named(got)} where {len(expected)} values are needed"
     else:
-        return _unlike(got, expected, within)
-    for name, a, b in parts:
-        if words := difference(a, b, within):
-            return f"{name}{words}"
+        words = _unlike(got, expected, within)
+    return None if words is None else Difference((), words)
+
+
+def _first(parts: Iterable[tuple[str | int, Any, Any]], within: float) -> Difference | None:
+    for key, got, expected in parts:
+        if found := difference(got, expected, within):
+            return Difference((key, *found.place), found.words)
     return None
+
+
+def _at(observation: Any, place: tuple[str | int, ...]) -> Any:
+    """The part of an observation at that place, or how far it goes."""
+    for key in place:
+        if isinstance(observation, Raised) or (isinstance(observation, Mapping) and key not in observation):
+            return observation
+        if isinstance(observation, (list, tuple)) and not key < len(observation):
+            return observation
+        observation = observation[key]
+    return observation
 
 
 def _unlike(got: Any, expected: Any, within: float) -> str | None:
