@@ -115,13 +115,13 @@ class Comparison:
         """A table: the best rate of each recipe, the loss there, and the difference to the reference."""
         differences, rows, notes = self.differences(reference, steps), {}, []
         for name, best in self.best(steps).items():
-            gap = table({"": differences[name]}, sign=True).strip() if name in differences else "-"
-            if best.diverged:
-                notes.append(f"{name}: {best.diverged} of {len(self.judge)} runs diverged")
+            rows[name] = (f"{best.rate:g}", best.loss, differences.get(name, "-"))
             if best.edge:
                 notes.append(f"{name}: the {best.edge} rate of the grid, so perhaps not its best")
-            rows[name] = (f"{best.rate:g}", table({"": best.loss}).strip(), gap)
-        return "\n".join([table(rows, ("rate", "dev loss", "minus reference")), *notes])
+            if best.diverged:
+                notes.append(f"{name}: {best.diverged} of {len(self.judge)} runs diverged")
+        columns = ("rate", "dev loss", "minus reference")
+        return "\n".join([table(rows, columns, sign=(False, False, True)), *notes])
 
 
 def compare(
@@ -139,23 +139,23 @@ def compare(
 ) -> Comparison:
     """Trains every recipe at every rate from every seed, and evaluates each run on `dev` after each budget of `steps`.
 
-    In the words of Godbole et al., Deep Learning Tuning Playbook (2023):
+    Hyperparameters have three parts to play, in the words of Godbole et al., Deep Learning Tuning Playbook (2023):
 
-    - scientific is what the question is about: the recipe;
-    - nuisance is what has to be chosen anew for each of them, or the answer is about the choice: the learning rate;
-    - fixed is all else, and the answer holds for it alone: minibatch size, steps, schedule, data.
+    - scientific are those that the question is about: here the recipe;
+    - nuisance are those that are chosen anew for each of these, or the answer would be about the choice: the rate;
+    - fixed are all others, and the answer holds for their values alone: minibatch size, steps, schedule.
 
     A recipe has a method `build`, as `MLP`, or is a function; it is given a generator and returns a model. The same
     seed is the same noise behind the weights and the same minibatches, for all recipes and rates, so that runs are
     paired by seed. `choose` are the seeds that select the rate and `judge` those whose losses are then taken: the least
-    of several noisy means is too small.
+    of several noisy means is too small. Both are evaluated on `dev`; the test part is for what comes of it.
 
     The rate at step t is `schedule(t)` times one of `rates`; with several budgets t counts through the single run. With
     `calibrated`, batch normalisation takes its running statistics from these examples before each evaluation. A run
     whose loss becomes nan or infinite is left out from there on and its loss is infinite from the next budget on.
 
     Raises ValueError if there is no recipe, rates do not ascend from above 0, a seed occurs twice or fewer than two
-    judge, or budgets do not ascend from 1.
+    judge, or budgets are no whole numbers that ascend from 1; TypeError for a recipe that builds nothing.
     """
     rates, choose, judge = tuple(map(float, rates)), tuple(choose), tuple(judge)
     budgets = (steps,) if isinstance(steps, int) else tuple(steps)
@@ -164,14 +164,16 @@ def compare(
         raise ValueError("recipes: at least one is needed")
     if not rates or not rates[0] > 0 or not _ascending(rates):
         raise ValueError(f"rates: finite numbers that ascend from above 0 are needed, got {rates}")
-    if not budgets or budgets[0] < 1 or not _ascending(budgets):
+    if not budgets or not all(isinstance(b, int) for b in budgets) or budgets[0] < 1 or not _ascending(budgets):
         raise ValueError(f"steps: whole numbers that ascend from 1 or more are needed, got {budgets}")
     if not choose or len(judge) < 2 or len(set(seeds)) < len(seeds):
         raise ValueError(f"choose, judge: one seed or more and other two or more are needed, got {choose} and {judge}")
     runs = list(itertools.product(rates, seeds))
     losses = []
-    for recipe in recipes.values():
+    for name, recipe in recipes.items():
         build = getattr(recipe, "build", recipe)
+        if not callable(build):
+            raise TypeError(f"recipes: {name!r} is neither a function nor has a method build, got {recipe!r}")
         models = {seed: build(rng.generator(seed, "weights")) for seed in seeds}
         parts = []
         for start in range(0, len(runs), _AT_ONCE):

@@ -61,7 +61,7 @@ def table(
     columns: Sequence[str] = (),
     *,
     digits: int | Sequence[int | None] | None = None,
-    sign: bool = False,
+    sign: bool | Sequence[bool] = False,
 ) -> str:
     """Lines of text: the name of each row, then its cells under the names of their columns, flush right.
 
@@ -70,19 +70,22 @@ def table(
     of decimals, for all columns or for each; None, as without it, gives the largest number of a column three
     significant digits, and an interval so many that a unit of the last place is at most a fifth of its half width: a
     difference between machines that is far below the noise of the seeds is not seen. Whole numbers are written out.
-    `sign` puts a + before positive numbers, as for differences. No line ends in a space.
+    `sign` puts a + before positive numbers, as for differences, in all columns or in some. No line ends in a space.
 
-    Raises ValueError if rows differ in length, or columns or digits do not fit them; TypeError for any other cell.
+    Raises ValueError if rows differ in length, or columns, digits or sign do not fit; TypeError for any other cell.
     """
     cells = [list(row) if _is_row(row) else [row] for row in rows.values()]
     width = len(cells[0]) if cells else len(columns)
     if any(len(row) != width for row in cells) or (columns and len(columns) != width):
         raise ValueError(f"rows: {len(columns) or width} cells in each are needed, got {[len(row) for row in cells]}")
     each = [digits] * width if digits is None or isinstance(digits, int) else list(digits)
-    if len(each) != width:
-        raise ValueError(f"digits: one number for each of {width} columns is needed, got {len(each)}")
+    signs = [sign] * width if isinstance(sign, bool) else list(sign)
+    for name, given in (("digits", each), ("sign", signs)):
+        if len(given) != width:
+            raise ValueError(f"{name}: one for each of {width} columns is needed, got {len(given)}")
     grid = [list(map(str, rows))]
-    grid += [_column(column, d, "+" if sign else "") for column, d in zip(zip(*cells, strict=True), each, strict=True)]
+    columns_of = zip(zip(*cells, strict=True), each, signs, strict=True)
+    grid += [_column(column, decimals, "+" if plus else "") for column, decimals, plus in columns_of]
     if columns:
         grid = [[head, *column] for head, column in zip(["", *columns], grid, strict=True)]
     widths = [max(map(len, column), default=0) for column in grid]

@@ -270,6 +270,7 @@ def test_a_summary_is_one_table():
         ({"steps": 0}, "steps: whole numbers that ascend"),
         ({"steps": (4, 2)}, "steps: whole numbers that ascend"),
         ({"steps": ()}, "steps: whole numbers that ascend"),
+        ({"steps": (2.5, 3)}, "steps: whole numbers that ascend"),
         ({"choose": ()}, "choose, judge: one seed or more"),
         ({"judge": (5,)}, "choose, judge: one seed or more"),
         ({"judge": (1, 2)}, "choose, judge: one seed or more"),
@@ -278,6 +279,11 @@ def test_a_summary_is_one_table():
 def test_bad_arguments_are_errors(parts, options, message):
     with pytest.raises(ValueError, match=message):
         compared(parts, {"a": SMALL}, **options)
+
+
+def test_a_recipe_builds_models(parts):
+    with pytest.raises(TypeError, match="recipes: 'a' is neither a function nor has a method build, got 3"):
+        compared(parts, {"a": 3})
 
 
 def test_there_must_be_a_recipe(parts):

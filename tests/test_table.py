@@ -43,6 +43,9 @@ def test_an_interval_shows_at_least_a_fifth_of_its_half_width():
 def test_a_sign_is_shown_when_asked_and_zero_has_none_of_its_own():
     assert table({"a": -0.0001, "b": 0.5}, digits=2, sign=True) == "a  +0.00\nb  +0.50"
     assert table({"a": 3, "b": "-"}, sign=True) == "a  3\nb  -"
+    assert table({"a": (1.0, 1.0)}, digits=0, sign=(False, True)) == "a  1  +1"
+    with pytest.raises(ValueError, match="sign: one for each of 2 columns is needed, got 1"):
+        table({"a": (1.0, 1.0)}, sign=(True,))
 
 
 def test_a_pair_is_a_measurement_and_its_prediction():
@@ -64,7 +67,7 @@ def test_no_line_ends_in_a_space():
     [
         ({"a": (1, 2), "b": (1,)}, {}, r"rows: 2 cells in each are needed, got \[2, 1\]"),
         ({"a": (1, 2)}, {"columns": ("one",)}, r"rows: 1 cells in each are needed, got \[2\]"),
-        ({"a": (1, 2)}, {"digits": (1,)}, "digits: one number for each of 2 columns is needed, got 1"),
+        ({"a": (1, 2)}, {"digits": (1,)}, "digits: one for each of 2 columns is needed, got 1"),
     ],
 )
 def test_what_does_not_fit_is_an_error(rows, options, message):
