@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from mmlib import rng
 from mmlib.data import Examples, minibatches
 from mmlib.ensemble import Ensemble, repeated, stack, unstack
-from mmlib.layers import cross_entropy
 from mmlib.norm import calibrate
 from mmlib.stats import Interval, interval
 from mmlib.table import table
-from mmlib.trace import undisturbed
+from mmlib.trace import trace
 from mmlib.train import constant, descend, evaluate
 
 _AT_ONCE = 64  # replicas in a stack; with twice as many a step of one of them takes longer again
@@ -233,9 +232,9 @@ def _rows(kept: Tensor, batch: Examples) -> Examples:
 def _descended(
     replicas: Ensemble, batches: Iterable[Examples], lr: Callable[[int], Tensor]
 ) -> tuple[Tensor, int, list[Examples]]:
-    """Descends until a loss is not finite: for which replicas it is, the steps taken, and the batch left over.
+    """Descends until a loss is not finite: which replicas are sound, the steps taken, and the batch left over.
 
-    `descend` takes no step from such a loss, and that batch is the other replicas' next one: buffers are put back.
+    `descend` refuses such a step, and that batch is the other replicas' next one: buffers are put back.
     """
     taken, finite, left = 0, torch.ones(replicas.replicas, dtype=torch.bool), []
     buffers = [buffer.clone() for buffer in replicas.buffers()]
@@ -256,9 +255,9 @@ def _descended(
             finite &= step.loss.isfinite()
     except FloatingPointError:
         copied(buffers, replicas.buffers())
-        (batch,) = left
-        with torch.no_grad(), undisturbed(replicas):
-            finite &= cross_entropy(replicas(batch.contexts), batch.targets).isfinite()
+        laid_open = trace(replicas, *left)
+        for x in (laid_open.loss, *laid_open.parameter_grads.values()):
+            finite &= x.isfinite().reshape(len(finite), -1).all(1)
         if finite.all():
             raise
         return finite, taken, left

@@ -127,6 +127,30 @@ def test_a_run_that_diverges_is_left_out_and_costs_the_others_nothing(parts):
         torch.testing.assert_close(result.loss[0, 0, seed], others.loss[0, 0, seed])
 
 
+class Brink(nn.Module):
+    """Adds 0; where s is 0, the gradient by s is nan."""
+
+    def __init__(self, s):
+        super().__init__()
+        self.s = nn.Parameter(torch.tensor(s))
+
+    def forward(self, x):
+        return x + (0 * self.s.sqrt()).view(*self.s.shape, *[1] * (x.dim() - self.s.dim()))
+
+
+def test_a_run_whose_gradient_is_nan_at_a_finite_loss_is_left_out_alone(parts):
+    def build(generator):
+        model = SMALL.build(generator)
+        at_0 = generator.initial_seed() == rng.generator(6, "weights").initial_seed()
+        model.add_module("brink", Brink(0.0 if at_0 else 1.0))
+        return model
+
+    result, plain = compared(parts, {"a": build}, rates=(0.1,)), compared(parts, {"a": SMALL}, rates=(0.1,))
+    assert result.loss[0, 0, :, 0].isinf().tolist() == [False, False, False, True, False]
+    for seed in (0, 1, 2, 4):
+        torch.testing.assert_close(result.loss[0, 0, seed], plain.loss[0, 0, seed])
+
+
 def test_when_all_runs_diverge_all_are_counted(parts):
     huge = compared(parts, {"a": SMALL, "bad": nowhere}, rates=(0.1, 0.2))
     assert huge.loss[1].isinf().all() and huge.loss[0].isfinite().all()
