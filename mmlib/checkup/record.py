@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from mmlib.checkup.found import AsFound, as_found, called, fresh, tensors
-from mmlib.checkup.traced import hidden, located, named, shift_of, unregistered_in
+from mmlib.checkup.traced import checkpointed, hidden, located, named, shift_of, unregistered_in
 from mmlib.checkup.probe import Probe, by_design, probe, sees_ahead
-from mmlib.checkup.row import Row, finite, numbers
+from mmlib.checkup.row import Row, finite, is_zero, std
 from mmlib.checkup.taken import Taken, check_optimizer, take
 from mmlib.checkup.terms import Term, by_hand
 from mmlib.checkup.watch import MODEL, Watch
@@ -110,7 +110,12 @@ def _loss(loss_fn: Callable, outputs: Any, targets: Any) -> Tensor:
 def _gradients(loss: Tensor, wanted: list[nn.Parameter]) -> dict[nn.Parameter, Tensor | None]:
     if not wanted or not loss.requires_grad:
         return dict.fromkeys(wanted)
-    found = torch.autograd.grad(loss.sum(), wanted, allow_unused=True)
+    found = torch.autograd.grad(loss.sum(), wanted, allow_unused=True, retain_graph=(again := checkpointed(loss)))
+    if again and None in found:  # what is checkpointed with use_reentrant is reached by backward alone
+        for p in wanted:
+            p.grad = None
+        loss.sum().backward()
+        found = [p.grad for p in wanted]
     return {p: g.to_dense() if g is not None and g.is_sparse else g for p, g in zip(wanted, found, strict=True)}
 
 
@@ -240,8 +245,8 @@ def _record(
                 return loss_fn(called(stepped, fresh(given)), fresh(expected)).item()
 
             taken = take(model, optimizer, own, after)
-        begins = {p for p, g in grads.items() if norms.get(p) and not p.any() and p not in biases}
-        kept.changes = {p: step for p, step in _stepped(grads, {}).items() if p in begins}  # on purpose; it will move
+        begins = {p: g for p, g in grads.items() if norms.get(p) and p not in biases and is_zero(p)}
+        kept.changes = _stepped(begins, {}) if begins else {}  # on purpose; they will move
         if not by_design(model, inputs, _batch(inputs, expected)):
             seen = probe(model, given, expected, kept, time, last)
         if shift is not None:
@@ -263,7 +268,7 @@ def _record(
 
 
 def _std(x: Tensor | None) -> float:
-    return numbers(x).std().item() if x is not None and x.dim() > 1 and x.numel() > 1 else 0.0
+    return std(x) if x is not None and x.dim() > 1 else 0.0
 
 
 def _batch(inputs: dict[str, Tensor], targets: Any) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.checkup.found import copied
-from mmlib.checkup.row import numbers
+from mmlib.checkup.row import std
 
 
 class Taken(NamedTuple):
@@ -97,5 +97,5 @@ def take(
             raise
         return state._replace(refused=f"a step of {name} needs a closure, and is not measured")
     slope = sum((changes[n] * grads[n]).real.sum().item() for n in grads)
-    sizes = {n: numbers(x).std().item() for n, x in changes.items() if x.numel() > 1}
+    sizes = {n: std(x) for n, x in changes.items() if x.numel() > 1}
     return state._replace(changes=sizes, loss=loss(stepped), slope=slope, decay=decay)
