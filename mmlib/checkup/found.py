@@ -158,6 +158,7 @@ def copied(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Modul
     """
     held = [x for m in model.modules() for x in tensors(list(vars(m).values())) if not x.is_leaf]
     memo: dict[int, Any] = {id(x): x.detach().clone() for x in held}  # deepcopy copies only leaves
+    memo |= {id(x): x for m in model.modules() for x in vars(m).values() if hasattr(x, "__next__")}  # cannot be copied
     try:
         model = copy.deepcopy(model, memo)
     except Exception as error:

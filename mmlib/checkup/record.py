@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +20,15 @@ from mmlib.checkup.terms import Term, by_hand
 from mmlib.checkup.watch import MODEL, Watch
 
 
+_GAP = 4 * torch.finfo(torch.float32).eps
+
+
 class Parameter(NamedTuple):
     """A parameter, its gradient (None if the loss does not reach it) with its norm, and the layer it belongs to.
 
-    `zero` says that the gradient is no more than what rounding may leave of the largest one, 100 eps of it: what is
-    exactly 0 on one processor is a few eps on another. `stuck`, that it is so still after some steps of the others.
+    `zero` says that the gradient is 0 but for rounding: exactly 0, or below a gap of 4 eps among the norms of all. What
+    is 0 on one processor is some eps on another, as the slope of tanh where it is 1 or 1 - eps; a gradient that
+    vanishes does so by a factor in every layer. `stuck` says that it is so still after some steps of the others.
     """
 
     name: str
@@ -122,8 +127,9 @@ def _gradients(loss: Tensor, wanted: list[nn.Parameter]) -> dict[nn.Parameter, T
 def _norms(grads: dict[nn.Parameter, Tensor | None]) -> tuple[dict[nn.Parameter, float], set[nn.Parameter]]:
     """The norm of each gradient, and which are 0."""
     norms = {p: torch.linalg.vector_norm(g.abs() if g.is_complex() else g).item() for p, g in grads.items() if g is not None}
-    largest = max((x for x in norms.values() if math.isfinite(x)), default=0.0)
-    return norms, {p for p, x in norms.items() if x <= min(100 * torch.finfo(p.dtype).eps, 1e-4) * largest}
+    order = sorted((x for x in norms.values() if math.isfinite(x)), reverse=True)
+    floor = next((low for high, low in pairwise(order) if low <= _GAP * high), 0.0)
+    return norms, {p for p, x in norms.items() if x <= floor}
 
 
 def _stuck(run: Callable[[], Tensor], grads: dict, zero: set[nn.Parameter], kept: AsFound) -> set[nn.Parameter]:
