@@ -270,7 +270,7 @@ def _size(x: Tensor) -> float:
 
 @rule("first loss", _LOSS)
 def _first_loss(seen: Record) -> Found:
-    terms = seen.terms
+    terms = [t for t in seen.terms if t.own]  # what a loss makes of outputs first, a margin or a scale, is its own
     value, uniform = sum(t.value for t in terms), sum(t.uniform for t in terms)
     limit = sum(t.uniform + _room(t) * (1 + 3 / math.sqrt(_independent(seen, t.target.numel()))) for t in terms)
     if not terms or value <= limit or uniform <= 0:  # constant targets, which say nothing of the scale

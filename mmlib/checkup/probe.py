@@ -69,7 +69,7 @@ class _Light(TorchFunctionMode):
 
 
 _SPREAD_OVER_ROWS = frozenset({"matmul", "__matmul__", "mm", "spmm", "index_add", "index_add_", "scatter_add"})
-_SPREAD_OVER_ROWS |= {"scatter_add_", "scatter_reduce", "scatter_reduce_"}
+_SPREAD_OVER_ROWS |= {"__getitem__", "scatter_add_", "scatter_reduce", "scatter_reduce_"}
 
 
 def _graph(name: str, args: tuple) -> bool:
@@ -77,7 +77,10 @@ def _graph(name: str, args: tuple) -> bool:
     if "matm" in name or name in ("mm", "spmm"):
         a, b = args[0], args[1]
         return a.dim() == 2 and not a.requires_grad and a.shape[0] == a.shape[1] == b.shape[0] and b.requires_grad
-    return len(args) > 1 and args[1] == 0
+    if name == "__getitem__":  # several rows for each
+        place = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        return isinstance(place, Tensor) and place.dtype == torch.int64 and place.dim() > 1 and args[0].requires_grad
+    return len(args) > 1 and isinstance(args[1], int) and args[1] == 0
 
 
 def _passes(model: nn.Module, inputs: Any, kept: AsFound) -> tuple[list[Tensor], _Light]:

@@ -146,6 +146,13 @@ def _stuck(run: Callable[[], Tensor], grads: dict, zero: set[nn.Parameter], kept
     return zero
 
 
+def _begun(zeros: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
+    """Small numbers for weights that are 0 on purpose and will not stay so, to see what the model is like then."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return {p: 0.05 * torch.randn_like(p) for p in zeros}
+
+
 def _stepped(grads: dict, before: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
     """The changes after one more small step, of the same relative size for all that have a gradient."""
     norms, zero = _norms(grads)
@@ -251,8 +258,7 @@ def _record(
                 return loss_fn(called(stepped, fresh(given)), fresh(expected)).item()
 
             taken = take(model, optimizer, own, after)
-        begins = {p: g for p, g in grads.items() if norms.get(p) and p not in biases and is_zero(p)}
-        kept.changes = _stepped(begins, {}) if begins else {}  # on purpose; they will move
+        kept.changes = _begun([p for p in grads if p not in biases and p not in stuck and is_zero(p)])
         if not by_design(model, inputs, _batch(inputs, expected)):
             seen = probe(model, given, expected, kept, time, last)
         if shift is not None:

@@ -35,7 +35,7 @@ class Layer(NamedTuple):
     `rms` of the output; `flat`, the share of its elements where |phi'| is below 2 % of its largest value, for tanh
     where |h| > 0.99; `dead`, the share of units that are flat for every example; `gradient`, the Euclidean norm of
     d loss / d output; `grad_data`, the largest std(grad) / std(data) among the layer's matrices; `update_data`,
-    log10(std(update) / std(data)), of the optimiser's step, or of lr times the gradient.
+    log10(rms(update) / std(data)) of the optimiser's step, or log10(lr * grad_data).
     """
 
     name: str

@@ -57,7 +57,8 @@ def _decay(seen: Record) -> Found:
 def _step_size(seen: Record) -> Found:
     taken = seen.taken if seen.taken and seen.taken.changes else None
     room = 0.5 if taken and taken.optimizer in _ADAPTIVE else 0.0  # an adaptive method's first step is its largest, and more than rank one
-    rows = [(row, u, _outweighs(seen, row) + room) for row in seen.weighted if (u := update_data(seen, row)) is not None]
+    moved = [row for row in seen.weighted if any(p.norm and not p.zero for p in _matrices(seen, row))]
+    rows = [(row, u, _outweighs(seen, row) + room) for row in moved if (u := update_data(seen, row)) is not None]
     if not rows and not (taken and not any(taken.changes.values())):
         return
     middle = statistics.median([u for _, u, _ in rows] or [-math.inf])
@@ -121,7 +122,7 @@ def grad_data(seen: Record, row: Row) -> float | None:
 
 
 def update_data(seen: Record, row: Row) -> float | None:
-    """log10(std(update) / std(data)), the update being the optimiser's own step, or lr times the gradient."""
+    """log10 of update over data: the rms of the optimiser's own step, or lr times the gradient's std, over the std."""
     if row.module is not None and seen.taken and seen.taken.changes:
         changes = seen.taken.changes
         ratio = max((changes[p.name] / p.std for p in _matrices(seen, row) if p.name in changes and p.std > 0), default=0)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.checkup.found import copied
-from mmlib.checkup.row import std
+from mmlib.checkup.row import mean_square, numbers
 
 
 class Taken(NamedTuple):
-    """What one step did: the std of each parameter's change, the loss after it on the same batch, the change's product with
+    """What one step did: the rms of each parameter's change, the loss after it on the same batch, the change's product with
     the gradient (below 0 is downhill), and by how much weight decay outweighs the rest of the step."""
 
     optimizer: str
@@ -99,5 +99,5 @@ def take(
             return state._replace(refused=f"a step of {name}, since {error}")
         raise
     slope = sum((changes[n] * grads[n]).real.sum().item() for n in grads)
-    sizes = {n: std(x) for n, x in changes.items() if x.numel() > 1}
+    sizes = {n: math.sqrt(mean_square(numbers(x))) for n, x in changes.items() if x.numel()}
     return state._replace(changes=sizes, loss=loss(stepped), slope=slope, decay=decay)

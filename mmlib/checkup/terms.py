@@ -85,7 +85,7 @@ class Term(NamedTuple):
 
     `outside` describes the first target that is out of range, `passed` is the name of the activation function that the
     prediction came out of, if any, `layer` that of the layer that put it out, if it is a layer's own output; `ignored`
-    says that every target is one that the loss leaves out.
+    says that every target is one that the loss leaves out, `own` that the prediction is an output as it is.
     """
 
     function: str
@@ -98,6 +98,7 @@ class Term(NamedTuple):
     ignored: bool = False
     passed: str = ""
     layer: str = ""
+    own: bool = True
 
 
 def term(name: str, func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, Term | None]:

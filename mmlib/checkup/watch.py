@@ -72,6 +72,7 @@ class Watch(TorchFunctionMode):
         self._activated: tuple[str, Tensor] | None = None
         self._raw: dict[int, tuple[Tensor, frozenset[str]]] = {id(x): (x, frozenset({n})) for n, x in inputs.items()}
         self._sides: dict[int, tuple[Tensor, str, bool]] = {}  # in the loss: of outputs, targets; an axis added
+        self._plain: set[int] = set()  # outputs as they are, but for their shape
         self._kept: list[Tensor] = []
         self._noted = sys.exc_info()[1]  # what is being handled around the checkup is none of its business
         self._handles: list[Any] = []
@@ -95,6 +96,7 @@ class Watch(TorchFunctionMode):
     def turn(self, outputs: Any, targets: Any) -> None:
         """From here on it is the loss that is watched."""
         self.forward = False
+        self._plain = {id(x) for x in tensors(outputs)}
         self._sides = {id(x): (x, side, False) for side, xs in (("o", outputs), ("t", targets)) for x in tensors(xs)}
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -177,11 +179,13 @@ class Watch(TorchFunctionMode):
                 self.broadcast = self.broadcast or (shapes if "o" in of_a else shapes[::-1])
         elif name in _ELEMENTWISE and len(mine) == 1 and not mine[0][2] and len(args) == 2:
             shapes = [tuple(x.shape) for x in args if isinstance(x, Tensor)]
-            if len(shapes) == 2 and set(shapes) == {(n := output.shape[0],), (n, 1)} and n > 1:  # say, of weights
+            if len(shapes) == 2 and output.dim() and set(shapes) == {(n := output.shape[0],), (n, 1)} and n > 1:  # say, of weights
                 self.broadcast = self.broadcast or tuple(shapes)
         side = "".join(sorted({letter for _, side, _ in mine for letter in side}))
         added = any(new for *_, new in mine) or output.dim() > max(x.dim() for x, *_ in mine)
         self._sides[id(output)] = output, side, added
+        if side == "o" and name in _MOVES:
+            self._plain.add(id(output))
         return output
 
     def _loss(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
@@ -195,7 +199,8 @@ class Watch(TorchFunctionMode):
         pointer = seen.prediction.data_ptr()
         activated = self._activated is not None and self._activated[1].data_ptr() == pointer
         layer = self._written[pointer][1].name if pointer in self._written else ""
-        self.terms.append(seen._replace(passed=self._activated[0] if activated else "", layer=layer))
+        own = self.forward or id(args[0] if args else kwargs["input"]) in self._plain
+        self.terms.append(seen._replace(passed=self._activated[0] if activated else "", layer=layer, own=own))
         return value
 
     def _activation(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
