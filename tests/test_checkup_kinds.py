@@ -1,6 +1,7 @@
 """Kinds of faults that one look at numbers does not show, each beside programs like it that are healthy."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ class Model(nn.Module):
 
 def mlp(*sizes, act=nn.ReLU):
     layers = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         layers += [nn.Linear(fan_in, fan_out), act()]
     return nn.Sequential(*layers[:-1])
 
@@ -174,7 +175,11 @@ FAULTS = {
     ),
     "a softmax over the examples": (
         lambda: classify(
-            Model(lambda m, x: (m.a(x).softmax(0) * 32) @ m.b, a=nn.Linear(20, 24), b=nn.Parameter(torch.randn(24, 10) / 5))
+            Model(
+                lambda m, x: (m.a(x).softmax(0) * 32) @ m.b,
+                a=nn.Linear(20, 24),
+                b=nn.Parameter(torch.randn(24, 10) / 5),
+            )
         ),
         "examples mixed",
     ),
