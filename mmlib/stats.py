@@ -81,5 +81,5 @@ def interval(values: Tensor, confidence: float = 0.95) -> Interval:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: a number between 0 and 1 is needed, got {confidence}")
     values = values.double()
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * values.std(0) / math.sqrt(n)
-    return Interval(values.mean(0), values.mean(0) - half, values.mean(0) + half)
+    mean, half = values.mean(0), float(stdtrit(n - 1, (1 + confidence) / 2)) * values.std(0) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half)

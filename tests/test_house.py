@@ -15,11 +15,14 @@ import mmlib
 
 ROOT = Path(mmlib.__file__).parent
 ORDER = (
-    *("rng", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm", "ensemble"),
-    *("trace", "models", "history", "train", "stats", "meanfield", "record", "report", "checkup", "lecture", "plots"),
+    *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm"),
+    *("ensemble", "trace", "models", "history", "train", "stats", "table", "comparison", "meanfield"),
+    *("record", "report", "checkup", "plots"),
+    *("exercise.kinds", "exercise.start", "exercise.depth", "exercise.norms", "exercise.practice", "exercise"),
 )
 CONTRACT = {
     "rng": "generator",
+    "noise": "noise",
     "gaussian": "expectation",
     "activations": "Activation STEP IDENTITY SIGMOID TANH RELU LEAKY_RELU ELU GELU SILU ACTIVATIONS",
     "init": "VarianceScaling Orthogonal LECUN XAVIER PYTORCH kaiming schemes",
@@ -34,15 +37,31 @@ CONTRACT = {
     "trace": "trace Trace undisturbed",
     "train": "descend train evaluate constant drop",
     "stats": "rms saturation dead grad_data_ratios update_ratios distances",
+    "table": "table",
+    "comparison": "compare Comparison Best",
     "meanfield": "",
     "record": "",
     "report": "",
     "checkup": "checkup Report",
-    "lecture": "",
-    "plots": "densities_by_layer over_time raster interval",
+    "plots": "densities_by_layer over_time raster interval differences against_rate against_theory level ticks "
+    "shared_legend",
+    "exercise": "check EXERCISES",
+    "exercise.kinds": "Number Numbers Choice Function",
+    "exercise.start": "EXERCISES",
+    "exercise.depth": "EXERCISES",
+    "exercise.norms": "EXERCISES",
+    "exercise.practice": "EXERCISES",
     "show": "show",
 }
-SOURCES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("*.py"))}
+
+
+def named(path):
+    """A file's module below mmlib, with dots; a package has the name of its directory."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[1:] and parts[-1] == "__init__" else parts)
+
+
+SOURCES = {named(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
 MODULES = [name for name in ORDER if name in SOURCES]
 every_module = pytest.mark.parametrize("name", MODULES)
 
@@ -64,7 +83,9 @@ def own_imports(tree):
         if module == "mmlib":
             yield from names or ["__init__"]
         elif module.startswith("mmlib."):
-            yield module.split(".")[1]
+            name = module.removeprefix("mmlib.")
+            inner = [f"{name}.{each}" for each in names if f"{name}.{each}" in SOURCES]
+            yield from inner or [name]
 
 
 def files_that_import(library):

@@ -1,0 +1,68 @@
+"""Rounding noise on purpose: what any other processor might have computed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mmlib.rng import generator
+
+# What processors round in different ways: sums, in their order, and functions that are computed by approximation.
+# A single addition, product, quotient or square root is rounded alike on all of them (IEEE 754).
+_PRODUCTS = "matmul __matmul__ __rmatmul__ mm bmm mv dot addmm baddbmm linear bilinear einsum tensordot conv1d conv2d"
+_SUMS = "sum mean var std var_mean std_mean norm linalg_norm linalg_vector_norm cumsum batch_norm layer_norm group_norm"
+_LOSSES = "softmax log_softmax logsumexp cross_entropy nll_loss mse_loss"
+_FUNCTIONS = "exp expm1 log log1p tanh sigmoid erf erfc erfinv gelu silu elu softplus"
+_ROUNDED = frozenset(" ".join((_PRODUCTS, _SUMS, _LOSSES, _FUNCTIONS)).split())
+_DRAWN = 2**21
+
+
+@contextmanager
+def noise(seed: int) -> Iterator[None]:
+    """Within it results x become x (1 + u eps), with u from {-1, 0, 1} for each element, and eps that of x's dtype.
+
+    These results are matrix products, sums, means, variances, norms, softmax, the losses, and functions such as the
+    exponential and tanh; gradients on their way back through them are multiplied alike. Digits that differ from one
+    seed to the next were decided by a processor's rounding; those that do not are the result's own. The global random
+    state is not touched.
+
+    Monte Carlo arithmetic: Parker (1997); Denis, de Oliveira Castro and Petit (2016). Raises TypeError unless `seed` is
+    an integer.
+    """
+    with _Noise(generator=generator(seed, "noise")):
+        yield
+
+
+class _Noise(TorchFunctionMode):
+    def __init__(self, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self._generator = generator
+        # Drawn once and read round and round from a random place: a draw for each element would cost more than tanh.
+        self._u = torch.randint(-1, 2, (_DRAWN,), generator=generator, dtype=torch.int8)
+        self._factors: dict[torch.dtype, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in _ROUNDED:
+            return self._rounded(result)
+        if name.removesuffix("_") in _ROUNDED and isinstance(result, Tensor):  # in place
+            return result.mul_(self._factor(result))
+        return result
+
+    def _rounded(self, result: Any) -> Any:
+        if isinstance(result, Tensor):
+            rounded = result.is_floating_point() and result.layout == torch.strided
+            return result * self._factor(result) if rounded else result
+        return type(result)(map(self._rounded, result)) if isinstance(result, tuple) else result
+
+    def _factor(self, x: Tensor) -> Tensor:
+        """1 + u eps for every element of x."""
+        if x.dtype not in self._factors:
+            self._factors[x.dtype] = 1 + self._u.to(x.dtype) * torch.finfo(x.dtype).eps
+        start, n = int(torch.randint(_DRAWN, (), generator=self._generator)), x.numel()
+        place = slice(start, start + n) if start + n <= _DRAWN else torch.arange(start, start + n) % _DRAWN
+        return self._factors[x.dtype][place].view(x.shape)
