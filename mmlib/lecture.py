@@ -272,7 +272,7 @@ class Run:
     def train(self, steps: int = 200_000, **options: Any) -> History:
         """The first `steps` steps: learning rate 0.1, and 0.01 from step 100,000 on (150,000 for the deep network).
 
-        `options` are those of `mmlib.train.train`: probe, every, progress.
+        `options` are those of `mmlib.train.train`: probe, every, progress, after.
         """
         return train(self.model, self.batches(steps), lr=self.schedule, **options)
 

@@ -17,8 +17,8 @@ ROOT = Path(mmlib.__file__).parent
 ORDER = (
     *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward"),
     *("undisturbed", "norm"),
-    *("ensemble", "trace", "models", "history", "checkpoint", "train", "stats", "meanfield", "record", "report", "checkup"),
-    *("lecture", "plots"),
+    *("ensemble", "trace", "models", "history", "checkpoint", "train", "stats", "meanfield"),
+    *("record", "report", "checkup", "lecture", "plots"),
 )
 CONTRACT = {
     "rng": "generator",
