@@ -232,7 +232,7 @@ def test_what_is_no_sequence_of_layers_is_refused():
 
 
 def batch(*leading):
-    return Examples(torch.zeros(*leading, 3, dtype=torch.long), torch.zeros(*leading, dtype=torch.long))
+    return Examples(torch.zeros(*leading, 3, dtype=torch.long), torch.zeros(leading, dtype=torch.long))
 
 
 def test_a_batch_has_a_leading_axis_for_stacked_models_only():

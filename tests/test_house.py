@@ -15,9 +15,9 @@ import mmlib
 
 ROOT = Path(mmlib.__file__).parent
 ORDER = (
-    *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm"),
-    *("ensemble", "trace", "models", "history", "train", "stats", "table", "comparison", "meanfield"),
-    *("record", "report", "checkup", "plots"),
+    *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward"),
+    *("undisturbed", "norm", "ensemble", "trace", "models", "history", "checkpoint", "train", "stats", "table"),
+    *("comparison", "meanfield", "record", "report", "checkup", "plots"),
     *("exercise.kinds", "exercise.start", "exercise.depth", "exercise.norms", "exercise.practice", "exercise"),
 )
 CONTRACT = {
@@ -34,7 +34,9 @@ CONTRACT = {
     "models": "MLP sample",
     "ensemble": "stack unstack",
     "history": "Step Series History",
+    "undisturbed": "undisturbed",
     "trace": "trace Trace undisturbed",
+    "checkpoint": "save resume",
     "train": "descend train evaluate constant drop",
     "stats": "rms saturation dead grad_data_ratios update_ratios distances",
     "table": "table",
