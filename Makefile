@@ -20,6 +20,7 @@ export JUPYTER_PLATFORM_DIRS := 1
 export IPYTHONDIR := $(STATE)/ipython
 export MPLCONFIGDIR := $(STATE)/matplotlib
 export XDG_CACHE_HOME := $(STATE)/xdg
+export PYTEST_ADDOPTS := -o cache_dir=$(STATE)/pytest
 export HYPOTHESIS_STORAGE_DIRECTORY := $(STATE)/hypothesis
 export TMPDIR := $(STATE)/tmp
 # A download cache that was asked for by name is used; pip's default one lies in the home directory.
@@ -147,7 +148,7 @@ lint: env
 	$(BIN)/ruff format --check --diff . 2>/dev/null || echo '(the layout differs from ruff format; this is advice)'
 
 clean:
-	rm -rf _build .cache
+	rm -rf _build .cache .pytest_cache
 
 distclean: clean
 	rm -rf .venv mmlib.egg-info

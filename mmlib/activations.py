@@ -31,8 +31,8 @@ class Activation:
 
     def derivative(self, x: Tensor) -> Tensor:
         """phi'(x), elementwise; at a kink, the one-sided value that torch's autograd takes; 0 for a step."""
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.detach().clone().requires_grad_()
             y = self.phi(x)
             if not y.requires_grad:
                 return torch.zeros_like(x)

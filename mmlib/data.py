@@ -107,6 +107,15 @@ class Examples(NamedTuple):
     contexts: Tensor
     targets: Tensor
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same numbers in the same shapes."""
+        return isinstance(other, Examples) and all(map(torch.equal, self, other))
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 def examples(names: Sequence[str], vocabulary: Vocabulary, block_size: int) -> Examples:
     """Every symbol of every name, its closing boundary included, as a target after the `block_size` symbols before it.
@@ -146,7 +155,11 @@ def corpus(block_size: int = 3, *, path: str | PathLike[str] | None = None, seed
 
 @dataclass(frozen=True)
 class Minibatches:
-    """`steps` random minibatches of `size` examples, drawn with replacement each time it is iterated over."""
+    """`steps` random minibatches of `size` examples, drawn with replacement each time it is iterated over.
+
+    Each generator stands behind the minibatches that were handed out, also when a loop is left early and goes on with
+    another iterator. Within a loop it is ahead: numbers drawn from it there are others than those of the minibatches.
+    """
 
     data: Examples
     size: int
@@ -164,9 +177,21 @@ class Minibatches:
         ahead = max(1, min(256, self._AHEAD // (replicas * self.size)))
         for done in range(0, self.steps, ahead):
             shape = (min(ahead, self.steps - done), self.size)
+            before = [g.get_state() for g in self.generators]
             index = torch.stack([torch.randint(n, shape, generator=g) for g in self.generators], dim=1)
+            after = [g.get_state() for g in self.generators]
             index = index if self.stacked else index[:, 0]
-            yield from map(Examples, self.data.contexts[index], self.data.targets[index])
+            given = 0
+            try:
+                for batch in map(Examples, self.data.contexts[index], self.data.targets[index]):
+                    given += 1
+                    yield batch
+            finally:
+                if given < shape[0]:
+                    for g, start, end in zip(self.generators, before, after, strict=True):
+                        if torch.equal(g.get_state(), end):  # nobody else has drawn from it
+                            g.set_state(start)
+                            torch.randint(n, (given, self.size), generator=g)
 
 
 def minibatches(
@@ -190,42 +215,54 @@ def minibatches(
     return Minibatches(data, size, steps, tuple(map(rng.given, generators)), stacked)
 
 
-def _largest(data: Examples) -> int:
-    return max(int(x.max()) for x in data)
-
-
-def _counts(data: Examples, order: int, tokens: int) -> Tensor:
+def _symbols(data: Examples, order: int) -> tuple[Tensor, Tensor]:
+    """The last `order` symbols of every context, as one number that stands for them, and the targets."""
     block_size = data.contexts.shape[-1]
     if not 0 <= order <= block_size:
         raise ValueError(f"order: 0 to block_size = {block_size} symbols of context are there, got {order}")
-    if _largest(data) >= tokens:
-        raise ValueError(f"tokens: symbol {_largest(data)} is outside the vocabulary, 0 to {tokens - 1}")
-    code = torch.zeros_like(data.targets)
-    for symbol in data.contexts[:, block_size - order :].T:
-        code = code * tokens + symbol
-    return torch.bincount(code * tokens + data.targets, minlength=tokens ** (order + 1)).view(-1, tokens)
+    if data.targets.dim() != 1 or not len(data.targets):
+        raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
+    contexts, targets = (x.long() for x in data)
+    if min(int(contexts.min()), int(targets.min())) < 0:
+        raise ValueError("data: symbols of 0 or more are needed, got a negative one")
+    code = torch.zeros_like(targets)
+    for symbol in contexts[:, block_size - order :].T:
+        code = _pair(code, symbol)
+    return code, targets
+
+
+def _pair(a: Tensor, b: Tensor) -> Tensor:
+    """Numbers from 0 on, below len(a), that are equal where both a and b are."""
+    return torch.unique(a * (b.max() + 1) + b, return_inverse=True)[1]
 
 
 def counting_floor(data: Examples, order: int) -> float:
     """The least cross-entropy, in nats a symbol, that any model which sees `order` symbols can reach on `data`.
 
     H(target | last `order` symbols), from counts on the same data: 0 is the unigram entropy.
-    Raises ValueError for an order outside 0 to block_size.
+    Raises ValueError for an order outside 0 to block_size, no data, or a negative symbol.
     """
-    counts = _counts(data, order, _largest(data) + 1).double()
-    given_context = counts / counts.sum(1, keepdim=True)
-    return float(-torch.special.xlogy(counts, given_context).nan_to_num().sum() / counts.sum())
+    contexts, targets = _symbols(data, order)
+    seen, both = torch.bincount(contexts)[contexts], _pair(contexts, targets)
+    return float((seen / torch.bincount(both)[both].double()).log().mean())
 
 
 def counting_loss(seen: Examples, data: Examples, order: int, *, tokens: int, smoothing: float = 1.0) -> float:
     """The cross-entropy on `data`, in nats a symbol, of counts on `seen` with `smoothing` added to each of them.
 
-    Raises ValueError for an order outside 0 to block_size, smoothing that is not positive, or a symbol that is not
-    among `tokens`.
+    Raises ValueError for an order outside 0 to block_size, smoothing that is not positive and finite, no data, or a
+    symbol that is not among `tokens`.
     """
-    if not smoothing > 0:
+    if not 0 < smoothing < math.inf:
         raise ValueError(f"smoothing: a positive number is needed, got {smoothing}")
-    counts = _counts(seen, order, tokens).double() + smoothing
-    log_probability = (counts / counts.sum(1, keepdim=True)).log()
-    of_data = _counts(data, order, tokens)
-    return float(-(of_data * log_probability).sum() / of_data.sum())
+    largest = max((int(x.max()) for x in (*seen, *data) if x.numel()), default=0)
+    if largest >= tokens:
+        raise ValueError(f"tokens: symbol {largest} is outside the vocabulary, 0 to {tokens - 1}")
+    contexts, targets = _symbols(Examples(*map(torch.cat, zip(seen, data, strict=True))), order)
+    both, n = _pair(contexts, targets), len(seen.targets)
+
+    def count(of: Tensor) -> Tensor:
+        """How often each of `data` was in `seen`."""
+        return torch.bincount(of[:n], minlength=int(of.max()) + 1)[of[n:]].double()
+
+    return float(((count(contexts) + smoothing * tokens).log() - (count(both) + smoothing).log()).mean())

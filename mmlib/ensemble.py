@@ -1,23 +1,38 @@
 """R models as one, with a leading axis: one forward pass, one backward pass, R independent runs."""
 
 import copy
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from mmlib.data import Examples
 from mmlib.layers import Linear
+from mmlib.rng import generator
 
 
 class Ensemble(nn.Sequential):
     """R models of one architecture. Parameters and buffers carry a leading axis of length R; so do the data.
 
-    Made by `stack`; names and modes are those of one model.
+    Made by `stack`; names and modes are those of one model. A slice of it is a stack of the models' slices.
     """
 
-    replicas: int
+    @property
+    def replicas(self) -> int:
+        """R. Raises ValueError for a slice without a parameter or buffer, which does not know it."""
+        for tensor in chain(self.parameters(), self.buffers()):
+            return len(tensor)
+        raise ValueError("ensemble: no layer has a parameter or buffer, so that nothing has a leading axis")
+
+    def append(self, *layers: object) -> NoReturn:
+        """Raises TypeError: a layer has to be in each model before they are stacked."""
+        raise TypeError("ensemble: a stack takes no further layer; add one to each model and stack them again")
+
+    insert = append
 
     def extra_repr(self) -> str:
         return f"replicas={self.replicas}"
@@ -28,6 +43,11 @@ def _check_same(models: Sequence[nn.Sequential]) -> None:
     for r, model in enumerate(models):
         if not isinstance(model, nn.Sequential) or isinstance(model, Ensemble):
             raise TypeError(f"models[{r}]: an nn.Sequential of mmlib layers is needed, got {type(model).__name__}")
+        if type(model).forward is not nn.Sequential.forward:
+            raise TypeError(f"models[{r}]: {type(model).__name__} has a forward of its own, which would be lost")
+        for name, module in model.named_modules():
+            if any(getattr(module, hooks) for hooks in _HOOKS):
+                raise ValueError(f"models[{r}]: {name or 'it'} has a hook; remove it, and register it on the stack")
         if repr(model) != repr(models[0]):
             raise ValueError(f"models[{r}] has another architecture than models[0]:\n{model}\nis not\n{models[0]}")
         _check_untied(f"models[{r}]", model)
@@ -48,6 +68,9 @@ def _check_same(models: Sequence[nn.Sequential]) -> None:
             raise TypeError(f"{name}: torch.nn.{type(module).__name__} has no leading axis; use the layer of mmlib")
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 def _check_untied(place: str, model: nn.Module) -> None:
     owners: dict[nn.Parameter, str] = {}
     for layer, module in model.named_modules():
@@ -57,18 +80,26 @@ def _check_untied(place: str, model: nn.Module) -> None:
             owners[p] = name
 
 
-def stack(models: Sequence[nn.Sequential]) -> Ensemble:
+def stack(models: Sequence[nn.Sequential], *, probe: Tensor | None = None) -> Ensemble:
     """The models as one, which trains them as if each were trained alone. The models themselves are left as they are.
 
-    Raises ValueError if there is no model, if architectures, shapes, dtypes, modes or what is frozen differ, or if two
-    layers share a parameter; TypeError for anything but an nn.Sequential whose layers broadcast over leading axes.
+    That is put to the proof, layer by layer, on copies with disturbed weights. `probe` is an input for one model, and
+    needed only if none is found that the first model takes.
+
+    Raises ValueError if there is no model, if architectures, shapes, dtypes, modes or what is frozen differ, if two
+    layers share a parameter, if there is a hook, or if a layer gives another result in the stack than alone; TypeError
+    for anything but an nn.Sequential whose layers broadcast over leading axes.
     """
     models = list(models)
     if not models:
         raise ValueError("models: at least one is needed, got R = 0")
     _check_same(models)
+    _prove(models, probe)
+    return _stacked(models)
+
+
+def _stacked(models: Sequence[nn.Sequential]) -> Ensemble:
     ensemble = Ensemble(OrderedDict(copy.deepcopy(models[0])._modules))
-    ensemble.replicas = len(models)
     for target, *sources in zip(ensemble.modules(), *(m.modules() for m in models), strict=True):
         target.training = sources[0].training
         for name, p in sources[0]._parameters.items():
@@ -81,6 +112,79 @@ def stack(models: Sequence[nn.Sequential]) -> Ensemble:
             if b is not None:
                 target._buffers[name] = torch.stack([s._buffers[name] for s in sources])
     return ensemble
+
+
+def _disturbed(model: nn.Sequential, dtype: torch.dtype | None, *, generator: torch.Generator) -> nn.Sequential:
+    """A copy whose numbers differ from those of every other: equal ones would hide what is added to the wrong model."""
+    model = copy.deepcopy(model).to(dtype)
+    for x in chain(model.parameters(), model.buffers()):
+        if x.is_floating_point():
+            noise = torch.rand(x.shape, generator=generator, dtype=torch.float64).to(x)
+            x.data = x.data + 0.1 * noise * torch.where(x.data == 0, 1.0, x.data.abs()).to(x)  # no sign changes
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.eval()
+    return model
+
+
+def _inputs(model: nn.Sequential, rows: int, *, generator: torch.Generator) -> Iterator[Tensor]:
+    """Inputs that a model may take, the likely ones first: features, and symbols in blocks."""
+    shapes = [tuple(x.shape) for x in chain(model.parameters(), model.buffers()) if x.dim()]
+    dtype = next((x.dtype for x in chain(model.parameters(), model.buffers()) if x.is_floating_point()), None)
+    for features in dict.fromkeys(shape[-1] for shape in shapes):
+        for trailing in ((), (1,)):
+            yield torch.randn(rows, features, *trailing, generator=generator, dtype=torch.float64).to(dtype)
+    tokens, dim = (*shapes, (1, 1))[0][0], shapes[0][-1]
+    for block in dict.fromkeys((*(shape[-1] // dim for shape in shapes if not shape[-1] % dim), *range(1, 9))):
+        yield torch.randint(tokens, (rows, block), generator=generator)
+
+
+@torch.no_grad()
+def _prove(models: Sequence[nn.Sequential], probe: Tensor | None) -> None:
+    """Raises unless each layer gives each model what it gives it alone. In float64, if the layers can.
+
+    The batch is longer than R, so that no axis of one passes for the other.
+    """
+    for dtype in (torch.float64, None):
+        g = generator(0, "probe")
+        with torch.random.fork_rng():
+            copies = [_disturbed(model, dtype, generator=g) for model in models]
+            inputs = _inputs(copies[0], len(models) + 1, generator=g) if probe is None else [probe]
+            for one in inputs:
+                try:
+                    copy.deepcopy(copies[0])(one)
+                except Exception:
+                    continue
+                _compare(copies, [one[torch.randperm(len(one), generator=g)] for _ in models])
+                return
+    raise ValueError(
+        "models: no input that models[0] takes was found to prove the stack on; give one: stack(models, probe=contexts)"
+    )
+
+
+def _compare(models: Sequence[nn.Sequential], inputs: list[Tensor]) -> None:
+    x = torch.stack(inputs)
+    for name, layer in _stacked(models).named_children():
+        kind = f"{name}: {type(layer).__name__}"
+        inputs = [model.get_submodule(name)(one) for model, one in zip(models, inputs, strict=True)]
+        try:
+            x = layer(x)
+        except Exception as error:
+            raise TypeError(f"{kind} does not take a leading axis of {len(models)} models: {error}") from error
+        for r, one in enumerate(inputs):
+            if x.shape[1:] != one.shape or not _close(x[r], one):
+                raise ValueError(
+                    f"{kind} gives models[{r}] another result in the stack than alone: its function differs from that "
+                    "in models[0], or it does not work on the last axes alone"
+                )
+
+
+def _close(x: Tensor, y: Tensor) -> bool:
+    if not x.is_floating_point():
+        return torch.equal(x, y)
+    largest = y[y.isfinite()].abs().amax().item() if y.isfinite().any() else 0.0
+    tolerance = math.sqrt(torch.finfo(y.dtype).eps) * largest
+    return torch.allclose(x, y, rtol=0, atol=tolerance, equal_nan=True)
 
 
 def unstack(ensemble: Ensemble) -> list[nn.Sequential]:

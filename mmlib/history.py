@@ -1,8 +1,11 @@
 """What a training run leaves behind."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
+
+Ended = Literal["done", "interrupted", "diverged"]
 
 
 class Step(NamedTuple):
@@ -13,7 +16,7 @@ class Step(NamedTuple):
     """
 
     index: int
-    lr: float
+    lr: float | Tensor
     loss: Tensor
     parameters: dict[str, Tensor]
     grads: dict[str, Tensor]
@@ -36,9 +39,71 @@ class Series(NamedTuple):
         return Series(*(x[:whole].double().unflatten(0, (-1, length)).mean(1) for x in self))
 
 
+class Recorder:
+    """A series as it grows, copied into blocks: thousands of small tensors would take many times the memory of theirs.
+
+    It goes on from `series`, if one is given. `name` is what errors speak of.
+    """
+
+    def __init__(self, name: str, series: Series | None = None) -> None:
+        self.name = name
+        self._whole = [series] if series is not None and len(series.steps) else []
+        self._shape = self._whole[0].values.shape[1:] if self._whole else torch.Size()
+        self._steps: list[int] = []
+        self._block = torch.empty(0)
+
+    def add(self, step: int, value: Tensor | float) -> None:
+        """Records a copy. A number among tensors stands for all their elements.
+
+        Raises ValueError for a value whose shape is not that of the values before.
+        """
+        if isinstance(value, (int, float)):
+            dtype, shape = torch.int64 if isinstance(value, int) else torch.get_default_dtype(), torch.Size()
+        else:
+            value = torch.as_tensor(value).detach()
+            dtype, shape = value.dtype, value.shape
+        if shape and shape != self._shape:
+            self._widen(step, shape)
+        if len(self._steps) == len(self._block) or dtype != self._block.dtype:
+            self._close()
+            self._block = torch.empty((max(1, min(1024, 2**22 // max(1, shape.numel()))), *self._shape), dtype=dtype)
+        self._block[len(self._steps)] = value
+        self._steps.append(step)
+
+    def _widen(self, step: int, shape: torch.Size) -> None:
+        if self._shape:
+            raise ValueError(
+                f"{self.name}: one shape at every step is needed, got {tuple(shape)} at step {step} after "
+                f"{tuple(self._shape)}"
+            )
+        self._close()
+        self._shape = shape
+        self._whole = [Series(s, v.view(-1, *[1] * len(shape)).expand(-1, *shape)) for s, v in self._whole]
+
+    def _close(self) -> None:
+        if self._steps:
+            self._whole.append(Series(torch.tensor(self._steps), self._block[: len(self._steps)].clone()))
+        self._steps, self._block = [], torch.empty(0)
+
+    def series(self) -> Series:
+        """What was recorded until now."""
+        self._close()
+        if not self._whole:
+            return Series(torch.empty(0, dtype=torch.long), torch.empty(0))
+        self._whole = [Series(*map(torch.cat, zip(*self._whole, strict=True)))]
+        return self._whole[0]
+
+
 class History(NamedTuple):
-    """The minibatch loss and learning rate of every step, and one series for each number that the probe gave."""
+    """The minibatch loss and learning rate of every step, and one series for each number that the probe gave.
+
+    `ended` says why there are no more steps: "done" when all batches were used, "interrupted" from the keyboard, or
+    "diverged". `diverged` tells of each model that stood still from some step on, and why: by its place among stacked
+    models, 0 for a single one. Its loss is nan after that step.
+    """
 
     loss: Series
     lr: Series
     probes: dict[str, Series]
+    ended: Ended
+    diverged: dict[int, str]

@@ -21,6 +21,11 @@ _LAWS = {
 }
 
 
+def _check_gain(gain: float) -> None:
+    if not (math.isfinite(gain) and gain >= 0):
+        raise ValueError(f"gain: a finite number, 0 or more, is needed, got {gain}")
+
+
 def _check_fans(fan_out: int, fan_in: int) -> None:
     for name, value in (("fan_out", fan_out), ("fan_in", fan_in)):
         if value < 1:
@@ -48,8 +53,7 @@ class VarianceScaling:
             raise ValueError(f"fan: one of {', '.join(_FANS)} is needed, got {self.fan!r}")
         if self.law not in _LAWS:
             raise ValueError(f"law: one of {', '.join(_LAWS)} is needed, got {self.law!r}")
-        if not (math.isfinite(self.gain) and self.gain >= 0):
-            raise ValueError(f"gain: a finite number, 0 or more, is needed, got {self.gain}")
+        _check_gain(self.gain)
 
     def std(self, fan_out: int, fan_in: int) -> float:
         """The standard deviation of one weight: gain / sqrt(fan)."""
@@ -57,7 +61,7 @@ class VarianceScaling:
         return self.gain / math.sqrt(_FANS[self.fan](fan_out, fan_in))
 
     def __call__(self, fan_out: int, fan_in: int, *, generator: torch.Generator) -> Tensor:
-        """A float32 weight matrix of shape (fan_out, fan_in)."""
+        """A weight matrix of shape (fan_out, fan_in), in torch's default dtype."""
         std = self.std(fan_out, fan_in)
         return std * _LAWS[self.law]((fan_out, fan_in), rng.given(generator))
 
@@ -67,10 +71,13 @@ class Orthogonal:
     """gain times a random matrix with orthonormal rows (or columns, if there are more rows than columns).
 
     Uniform over such matrices: the Q of a Gaussian matrix's QR decomposition, with the signs of R's diagonal.
-    Saxe et al. (2014), section 3.
+    Raises ValueError for a gain that is negative or not finite. Saxe et al. (2014), section 3.
     """
 
     gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_gain(self.gain)
 
     def std(self, fan_out: int, fan_in: int) -> float:
         """The standard deviation of one weight: gain / sqrt(the larger fan)."""
@@ -78,13 +85,12 @@ class Orthogonal:
         return self.gain / math.sqrt(max(fan_out, fan_in))
 
     def __call__(self, fan_out: int, fan_in: int, *, generator: torch.Generator) -> Tensor:
-        """A float32 weight matrix of shape (fan_out, fan_in)."""
+        """A weight matrix of shape (fan_out, fan_in), in torch's default dtype."""
         _check_fans(fan_out, fan_in)
-        noise = rng.normal(fan_out, fan_in, generator=generator).double()
-        tall = noise if fan_out >= fan_in else noise.T
-        q, r = torch.linalg.qr(tall)
+        noise = rng.normal(fan_out, fan_in, generator=generator)
+        q, r = torch.linalg.qr((noise if fan_out >= fan_in else noise.T).double())
         q = q * r.diagonal().sign()
-        return (self.gain * (q if fan_out >= fan_in else q.T)).float().contiguous()
+        return (self.gain * (q if fan_out >= fan_in else q.T)).to(noise.dtype).contiguous()
 
 
 LECUN = VarianceScaling()

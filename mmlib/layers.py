@@ -63,8 +63,7 @@ class Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        if x.is_floating_point():
-            raise ValueError(f"Embedding: integer symbols are needed, got {x.dtype}")
+        x = _integers("Embedding", "symbols", x)
         if weight.dim() == 2:
             try:
                 return F.embedding(x, weight)
@@ -77,11 +76,17 @@ class Embedding(nn.Module):
             low, high = x.aminmax()
             if low < 0 or high >= tokens:
                 raise ValueError(_outside(x, tokens))
-        rows = x + tokens * torch.arange(math.prod(leading)).view(*leading, 1, 1)
+        rows = x + tokens * torch.arange(math.prod(leading), device=x.device).view(*leading, 1, 1)
         return weight.flatten(0, -2).index_select(0, rows.flatten()).unflatten(0, x.shape)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[-2]}, {self.weight.shape[-1]}"
+
+
+def _integers(place: str, what: str, x: Tensor) -> Tensor:
+    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"{place}: integer {what} are needed, got {x.dtype}")
+    return x.long()
 
 
 def _outside(x: Tensor, tokens: int) -> str:
@@ -90,9 +95,11 @@ def _outside(x: Tensor, tokens: int) -> str:
 
 
 class Flatten(nn.Module):
-    """Joins the last two axes: (..., batch, block, dim) to (..., batch, block * dim)."""
+    """Joins the last two axes: (..., batch, block, dim) to (..., batch, block * dim). Raises ValueError for fewer."""
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() < 2:
+            raise ValueError(f"Flatten: at least two axes are needed, got {tuple(x.shape)}")
         return x.flatten(-2)
 
 
@@ -136,10 +143,16 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """The mean of -log softmax(logits)[target] over the batch, in nats.
 
     Logits (..., batch, classes) and integer targets (..., batch) give a loss of shape (...): one per model.
-    Raises ValueError for a target outside the classes, or where the shapes do not fit.
+    Raises ValueError for a target outside the classes, an empty batch, other kinds of numbers, or where the shapes do
+    not fit.
     """
-    if logits.shape[:-1] != targets.shape:
+    if logits.dim() < 2 or logits.shape[:-1] != targets.shape:
         raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}")
+    if not logits.is_floating_point():
+        raise ValueError(f"cross_entropy: floating-point logits are needed, got {logits.dtype}")
+    if not targets.shape[-1]:
+        raise ValueError(f"cross_entropy: at least one example is needed, got targets {tuple(targets.shape)}")
+    targets = _integers("cross_entropy", "targets", targets)
     try:
         if logits.dim() == 2:
             return F.cross_entropy(logits, targets, ignore_index=_IGNORE_NOTHING)

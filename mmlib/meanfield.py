@@ -13,6 +13,7 @@ from mmlib.activations import Activation
 from mmlib.gaussian import quadrature
 
 _SPACING = 0.25  # the trapezoidal rule's error is exp(-pi^2 / spacing), 1e-17, for integrands this smooth
+_AT_ONCE = 2**23  # numbers of a table, 64 MB
 _TAIL = 10.0  # standard deviations; the mass beyond is 2e-23
 
 
@@ -26,7 +27,8 @@ def expected_first_loss(std: float, classes: int) -> float:
         E log S = int [exp(-exp(-u)) - F(u)^V] du.
 
     log V for std = 0; log V + (1 - 1/V) std^2 / 2 for small std; std * E max_i Z_i for large. The error is below 1e-9
-    up to std = 30. Raises ValueError for a std that is negative or not finite, or fewer than one class.
+    up to std = 30; the time grows with std^2, a second at 100.
+    Raises ValueError for a std that is negative or not finite, or fewer than one class.
     """
     if not (math.isfinite(std) and std >= 0):
         raise ValueError(f"std: a finite number, 0 or more, is needed, got {std}")
@@ -36,7 +38,8 @@ def expected_first_loss(std: float, classes: int) -> float:
     z = torch.arange(-_TAIL, _TAIL + spacing, spacing, dtype=torch.float64)
     weight = spacing * torch.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
     u = torch.arange(-_TAIL * std - 5, _TAIL * std + 40, _SPACING, dtype=torch.float64)  # from log V on
-    below = torch.exp(-torch.exp(std * z - u[:, None]) / classes) @ weight
+    rows = max(1, _AT_ONCE // len(z))
+    below = torch.cat([torch.exp(-torch.exp(std * z - part[:, None]) / classes) @ weight for part in u.split(rows)])
     return math.log(classes) + _SPACING * float((torch.exp(-torch.exp(-u)) - below**classes).sum())
 
 

@@ -1,5 +1,6 @@
 """The running example: a multilayer perceptron that reads a few characters and predicts the next."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from mmlib.trace import undisturbed
 class MLP:
     """A recipe: embedding, then `depth` hidden layers of `width` units, then one logit for each token.
 
-    Hidden layers are Linear, `norm(width)` if given, and the activation; a norm makes the Linear's bias redundant, so
-    that it is left out. `confidence` multiplies the output layer's weights once, when the model is built: the scale
-    of the first logits. Bengio et al. (2003), section 2, without its direct connections.
+    Hidden layers are Linear, `norm(width)` if given, and the activation. With a norm the Linear has no bias: batch
+    normalisation would take it away again, and the others but RMSNorm have a shift of their own. `confidence`
+    multiplies the output layer's weights once, when the model is built: the scale of the first logits. Bengio et al.
+    (2003), section 2, without its direct connections.
 
-    Raises ValueError for a size below 1 (a depth below 0), or a negative confidence.
+    Raises ValueError for a size below 1 (a depth below 0), or a confidence that is negative or not finite; TypeError if
+    `norm` is a layer, not what makes one.
     """
 
     tokens: int = 27
@@ -41,8 +44,10 @@ class MLP:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: at least 1 is needed, got {getattr(self, name)}")
         for name in ("depth", "confidence"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}: 0 or more is needed, got {getattr(self, name)}")
+        if isinstance(self.norm, nn.Module):
+            raise TypeError(f"norm: what makes a layer for a width is needed, such as BatchNorm1d, got {self.norm}")
 
     def build(self, generator: torch.Generator) -> nn.Sequential:
         """A new model with weights drawn from `generator`, layer by layer from the input on."""
@@ -75,7 +80,7 @@ def sample(
 ) -> str:
     """One name, drawn character by character from the model in evaluation mode, cut off after `max_length`.
 
-    The model is left as found. Raises ValueError for a block_size below 1.
+    The model is left as found. Raises ValueError for a block_size below 1, or logits that give no probabilities.
     """
     if block_size < 1:
         raise ValueError(f"block_size: at least 1 is needed, got {block_size}")
@@ -85,7 +90,10 @@ def sample(
         model.eval()
         while len(tokens) < block_size + max_length:
             logits = model(torch.tensor([tokens[-block_size:]]))
-            token = int(torch.multinomial(logits[0].softmax(-1), 1, generator=generator))
+            probabilities = logits[0].softmax(-1)
+            if not probabilities.isfinite().all():
+                raise ValueError(f"sample: the logits after {tokens[block_size:]} are not finite: {logits[0].tolist()}")
+            token = int(torch.multinomial(probabilities, 1, generator=generator))
             if token == 0:
                 break
             tokens.append(token)

@@ -5,6 +5,8 @@ features of each row by itself.
 """
 
 import copy
+from collections.abc import Iterator
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
@@ -12,23 +14,38 @@ from torch import Tensor, nn
 
 from mmlib.data import Examples
 from mmlib.layers import Linear
+from mmlib.undisturbed import undisturbed
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x, in float32 if it is of half precision, whose squares overflow and whose means lose most digits."""
+    return x.float() if x.dtype in _HALF else x
 
 
 def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance E (x - mean)^2 along one axis, which is kept with length 1.
+    """Mean and biased variance E (x - mean)^2 along one axis, which is kept with length 1; float32 for half precision.
 
     The deviations are squared, not the values: E x^2 - (E x)^2 cancels in float32 when the mean is large.
+    Raises ValueError if the axis is empty.
     """
+    if not x.shape[dim]:
+        raise ValueError(f"moments: no mean along the empty axis {dim} of {tuple(x.shape)}")
+    x = _wide(x)
     mean = x.mean(dim, keepdim=True)
     return mean, (x - mean).square().mean(dim, keepdim=True)
 
 
 def standardize(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """(x - mean) / sqrt(var + eps): zero mean and unit variance if these are x's own. Ioffe and Szegedy (2015), 3."""
-    return (x - mean) * torch.rsqrt(var + eps)
+    """(x - mean) / sqrt(var + eps): zero mean and unit variance if these are x's own. Ioffe and Szegedy (2015), 3.
+
+    Computed in float32, and given so, for half precision.
+    """
+    return (_wide(x) - mean) * torch.rsqrt(_wide(var) + eps)
 
 
-class _Norm(nn.Module):
+class Norm(nn.Module):
     """A learned scale (weight, 1 at the start) and shift (bias, 0) for each feature, around a standardisation."""
 
     def __init__(self, features: int, *, eps: float, shift: bool = True) -> None:
@@ -45,18 +62,28 @@ class _Norm(nn.Module):
         kind, weight = type(self).__name__, tuple(self.weight.shape)
         if not x.is_floating_point():
             raise ValueError(f"{kind}: a floating-point tensor is needed, got {x.dtype}")
+        if self.weight.dtype in _HALF and x.dtype != self.weight.dtype:
+            raise ValueError(f"{kind}: input of {x.dtype} does not fit weights of {self.weight.dtype}")
         if x.dim() < 2 or x.shape[-1] != weight[-1] or (len(weight) > 1 and x.shape[:-2] != weight[:-1]):
             raise ValueError(f"{kind}: input {tuple(x.shape)} does not fit weight {weight}")
 
+    def _check_batch(self, x: Tensor) -> None:
+        if (n := x.shape[-2]) < 2:
+            raise ValueError(
+                f"{type(self).__name__}: in training a batch of at least 2 is needed to have a variance, got {n}; "
+                "use evaluation mode for single examples"
+            )
+
     def _scale_and_shift(self, y: Tensor) -> Tensor:
-        scale = self.weight.unsqueeze(-2)
-        return y * scale if self.bias is None else torch.addcmul(self.bias.unsqueeze(-2), y, scale)
+        scale, shift = (None if p is None else _wide(p).unsqueeze(-2) for p in (self.weight, self.bias))
+        y = y * scale if shift is None else torch.addcmul(shift, y, scale)
+        return y.to(self.weight.dtype) if self.weight.dtype in _HALF else y  # rounded once, at the end
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[-1]}, eps={self.eps}"
 
 
-class BatchNorm1d(_Norm):
+class BatchNorm1d(Norm):
     """Standardises each feature over the batch, then scales and shifts: weight * x_hat + bias.
 
     In training the batch's own mean and biased variance are used, and running_mean and running_var move towards that
@@ -64,12 +91,12 @@ class BatchNorm1d(_Norm):
     buffers and conventions are those of torch.nn.BatchNorm1d.
 
     Raises ValueError for a batch of one in training, an input that does not fit or is not floating point, eps not
-    positive, or momentum outside 0 to 1. Ioffe and Szegedy (2015), algorithms 1 and 2.
+    positive, or momentum that is no number from 0 to 1. Ioffe and Szegedy (2015), algorithms 1 and 2.
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(features, eps=eps)
-        if not 0 <= momentum <= 1:
+        if not isinstance(momentum, Real) or not 0 <= momentum <= 1:
             raise ValueError(f"momentum: a number from 0 to 1 is needed, got {momentum}")
         self.momentum = momentum
         self.register_buffer("running_mean", torch.zeros(features))
@@ -91,7 +118,12 @@ class BatchNorm1d(_Norm):
         """
         matrix = x.movedim(-2, 0).flatten(1)
         state = (self.running_mean, self.running_var, self.weight, self.bias)
-        y = F.batch_norm(matrix, *(s.flatten() for s in state), training=True, momentum=self.momentum, eps=self.eps)
+        flat = [s.flatten() for s in state]
+        y = F.batch_norm(matrix, *flat, training=True, momentum=self.momentum, eps=self.eps)
+        with torch.no_grad():
+            for buffer, moved in zip(state[:2], flat, strict=False):
+                if buffer.data_ptr() != moved.data_ptr():  # a layout that cannot be seen as one axis was copied
+                    buffer.copy_(moved.view_as(buffer))
         return y.unflatten(1, self.weight.shape).movedim(0, -2)
 
     def _evaluated(self, x: Tensor) -> Tensor:
@@ -103,23 +135,16 @@ class BatchNorm1d(_Norm):
         if x.shape[:-2] != self.weight.shape[:-1]:
             raise ValueError(f"BatchNorm1d: input {tuple(x.shape)} does not fit weight {tuple(self.weight.shape)}")
 
-    def _check_batch(self, x: Tensor) -> None:
-        if x.shape[-2] < 2:
-            raise ValueError(
-                f"BatchNorm1d: in training a batch of at least 2 is needed to have a variance, got {x.shape[-2]}; "
-                "use evaluation mode for single examples"
-            )
-
     @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, n: int, momentum: float) -> None:
-        self.running_mean.lerp_(mean.view_as(self.running_mean), momentum)
-        self.running_var.lerp_(var.view_as(self.running_var) * (n / (n - 1)), momentum)
+        for running, new in ((self.running_mean, mean), (self.running_var, var * (n / (n - 1)))):
+            running.lerp_(new.view_as(running).to(running.dtype), momentum)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, momentum={self.momentum}"
 
 
-class LayerNorm(_Norm):
+class LayerNorm(Norm):
     """Standardises each row over its features, then scales and shifts. Same in training and evaluation.
 
     Raises ValueError for an input that does not fit or is not floating point, or eps not positive.
@@ -134,7 +159,7 @@ class LayerNorm(_Norm):
         return self._scale_and_shift(standardize(x, *moments(x, -1), self.eps))
 
 
-class GroupNorm(_Norm):
+class GroupNorm(Norm):
     """Standardises each row over each of `groups` equal runs of its features, then scales and shifts each feature.
 
     One group is layer normalisation. Raises ValueError if the groups do not divide the features, and as LayerNorm.
@@ -156,7 +181,7 @@ class GroupNorm(_Norm):
         return f"{self.groups}, {super().extra_repr()}"
 
 
-class RMSNorm(_Norm):
+class RMSNorm(Norm):
     """Divides each row by its root mean square, x / sqrt(mean x^2 + eps), then scales: no mean, no shift.
 
     Raises ValueError as LayerNorm. Zhang and Sennrich (2019), section 4.
@@ -167,7 +192,22 @@ class RMSNorm(_Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
+        x = _wide(x)
         return self._scale_and_shift(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
+
+
+def _chain(model: nn.Module, place: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers that a forward pass calls one after the other, those of sequences within sequences too."""
+    if type(model).forward is not nn.Sequential.forward:
+        raise TypeError(f"calibrate: an nn.Sequential is needed, got {type(model).__name__}")
+    for name, layer in model.named_children():
+        name = f"{place}{name}"
+        if type(layer).forward is nn.Sequential.forward:
+            yield from _chain(layer, f"{name}.")
+            continue
+        if not isinstance(layer, BatchNorm1d) and any(b.endswith("running_mean") for b, _ in layer.named_buffers()):
+            raise TypeError(f"calibrate: {name}, {type(layer).__name__}, keeps statistics, but is no BatchNorm1d")
+        yield name, layer
 
 
 @torch.no_grad()
@@ -175,17 +215,27 @@ def calibrate(model: nn.Sequential, data: Examples) -> None:
     """Sets the running statistics of every BatchNorm1d to those of all `data`: mean and unbiased variance.
 
     Layer by layer, each on what the calibrated layers before it put out in evaluation. Modes and parameters stay.
-    Data for R stacked models need their leading axis. Raises ValueError for fewer than two examples.
+    Data for R stacked models need their leading axis. All layers are calibrated or, if an error is raised, none.
+
+    Raises ValueError for fewer than two examples, or statistics that are not finite; TypeError for what is no
+    nn.Sequential, or has a layer within that keeps statistics of another kind.
     """
-    x = data.contexts
-    if data.targets.shape[-1] < 2:
-        raise ValueError(f"data: at least two examples are needed for a variance, got {data.targets.shape[-1]}")
-    for layer in model:
-        if isinstance(layer, BatchNorm1d):
-            layer._track(*moments(x, -2), x.shape[-2], momentum=1.0)
-            x = layer._evaluated(x)
-        else:
+    n = data.targets.shape[-1]
+    if n < 2:
+        raise ValueError(f"data: at least two examples are needed for a variance, got {n}")
+    found, x = [], data.contexts
+    with undisturbed(model):
+        model.eval()
+        for name, layer in _chain(model):
+            if isinstance(layer, BatchNorm1d):
+                mean, var = moments(x, -2)
+                if not (mean.isfinite().all() and var.isfinite().all()):
+                    raise ValueError(f"calibrate: what {name} is given has a mean or variance that is not finite")
+                layer._track(mean, var, n, momentum=1.0)
+                found.append((layer, mean, var))
             x = layer(x)
+    for layer, mean, var in found:
+        layer._track(mean, var, n, momentum=1.0)
 
 
 @torch.no_grad()
@@ -206,6 +256,7 @@ def fold(linear: Linear, norm: BatchNorm1d) -> Linear:
     s = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
     bias = -norm.running_mean if linear.bias is None else linear.bias - norm.running_mean
     folded = copy.deepcopy(linear)
-    folded.weight = nn.Parameter(linear.weight * s.unsqueeze(-1))
-    folded.bias = nn.Parameter(bias * s + norm.bias)
+    trained = linear.weight.requires_grad
+    folded.weight = nn.Parameter(linear.weight * s.unsqueeze(-1), requires_grad=trained)
+    folded.bias = nn.Parameter(bias * s + norm.bias, requires_grad=trained)
     return folded

@@ -1,12 +1,14 @@
 """Randomness is an argument: named streams of random numbers under one seed."""
 
 import hashlib
+import operator
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
 
 
-def generator(seed: int, stream: str) -> torch.Generator:
+def generator(seed: SupportsIndex, stream: str) -> torch.Generator:
     """A generator for one named use of randomness, such as "weights" or "batches", under one seed.
 
     Streams with different names are independent, so that drawing one weight more never shifts the minibatches. The
@@ -14,13 +16,15 @@ def generator(seed: int, stream: str) -> torch.Generator:
 
     Raises TypeError if `seed` is not an integer or `stream` is not a string, ValueError if `stream` is empty.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: an integer is needed, got {seed!r}")
+    try:
+        number = operator.index(None if isinstance(seed, bool) else seed)
+    except TypeError:
+        raise TypeError(f"seed: an integer is needed, got {seed!r}") from None
     if not isinstance(stream, str):
         raise TypeError(f"stream: a name such as 'weights' is needed, got {stream!r}")
     if not stream:
         raise ValueError("stream: the name is empty; give one such as 'weights' or 'batches'")
-    digest = hashlib.blake2b(f"{seed}:{stream}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{number}:{stream}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from numbers import Real
+from typing import Any
 
 
 class Value:
@@ -78,6 +79,15 @@ class Value:
 
     def __rpow__(self, other: float) -> "Value":
         return Value(other) ** self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Value":
+        """A copy of this value and of all it was made from, however long the chain."""
+        for value in _parents_first(self):
+            if id(value) not in memo:
+                twin = memo[id(value)] = Value(value.data)
+                twin.grad = value.grad
+                twin._parents = tuple((memo[id(parent)], local) for parent, local in value._parents)
+        return memo[id(self)]
 
     def backward(self) -> None:
         """Adds d self / d value to the `grad` of every value that self was made from, and 1 to that of self.

@@ -12,21 +12,33 @@ from mmlib.history import Step
 from mmlib.trace import Trace
 
 
+def _check(place: str, x: Tensor) -> None:
+    if x.dim() < 2 or not x.shape[-1] or not x.shape[-2]:
+        raise ValueError(f"{place}: at least one row and one column are needed, got {tuple(x.shape)}")
+
+
 def rms(x: Tensor) -> Tensor:
-    """sqrt(mean x^2) over the last two axes."""
+    """sqrt(mean x^2) over the last two axes. Raises ValueError if there are fewer, or nothing in them."""
+    _check("rms", x)
     return x.square().mean((-2, -1)).sqrt()
 
 
 def saturation(h: Tensor, threshold: float = 0.99) -> Tensor:
-    """The share of |h| > threshold over the last two axes, examples and units."""
-    return (h.abs() > threshold).double().mean((-2, -1))
+    """The share of |h| > threshold over the last two axes, examples and units; nan where one of them is nan.
+
+    Raises ValueError if there are fewer axes, or nothing in them.
+    """
+    _check("saturation", h)
+    return (h.abs() > threshold).double().where(~h.isnan(), math.nan).mean((-2, -1))
 
 
 def dead(slope: Tensor, tolerance: float = 0.0) -> Tensor:
     """Which units have |phi'(x)| <= tolerance for every one of the examples: (..., n, units) to boolean (..., units).
 
     On a batch, on all data, or for ever are three different things: this speaks of the examples given.
+    Raises ValueError if there are none.
     """
+    _check("dead", slope)
     return (slope.abs() <= tolerance).all(-2)
 
 
@@ -72,12 +84,15 @@ class Interval(NamedTuple):
 def interval(values: Tensor, confidence: float = 0.95) -> Interval:
     """Student's t interval for the mean over the first axis, the seeds: mean +- t * std / sqrt(n), std with n - 1.
 
-    For a paired comparison give it the differences. Raises ValueError for fewer than two values, or a confidence
-    outside 0 to 1.
+    For a paired comparison give it the differences. Raises ValueError for fewer than two values, a value that is nan or
+    infinite, or a confidence outside 0 to 1.
     """
-    n = len(values)
+    n = len(values) if values.dim() else 1
     if n < 2:
         raise ValueError(f"values: at least two along the first axis are needed, got {n}")
+    if not values.isfinite().all():
+        at = (~values.isfinite()).nonzero()[0].tolist()
+        raise ValueError(f"values: finite numbers are needed, got {values[tuple(at)].item()} at {at}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: a number between 0 and 1 is needed, got {confidence}")
     values = values.double()

@@ -1,7 +1,6 @@
 """One forward and backward pass laid open, with nothing attached to the model and nothing left behind."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -10,28 +9,9 @@ from torch import Tensor, nn
 from mmlib.data import Examples
 from mmlib.ensemble import check_batch
 from mmlib.layers import cross_entropy
+from mmlib.undisturbed import undisturbed
 
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
-    """Within it anything may run; after it the model is as it was: modes, buffers, `.grad`, and the random state.
-
-    Also when the body raises. Parameters are not saved: nothing that only looks changes them.
-    """
-    modes = [(m, m.training) for m in model.modules()]
-    buffers = [(m, n, b, b.clone()) for m in model.modules() for n, b in m._buffers.items() if b is not None]
-    grads = [(p, p.grad, None if p.grad is None else p.grad.clone()) for p in model.parameters()]
-    try:
-        with torch.random.fork_rng():
-            yield model
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        with torch.no_grad():
-            for module, name, buffer, value in buffers:
-                module._buffers[name] = buffer.copy_(value)
-            for p, grad, value in grads:
-                p.grad = grad if grad is None else grad.copy_(value)
+_ALL = slice(None)
 
 
 class Trace(NamedTuple):
@@ -49,17 +29,27 @@ class Trace(NamedTuple):
 
 
 def fold(model: nn.Sequential, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """(name, output) of each layer in turn. Raises TypeError if the model is not a chain, ValueError if it uses one
-    layer object twice, for whose outputs there would be one name."""
+    """(name, output) of each layer in turn. A layer that works in place is given a copy.
+
+    Raises TypeError if the model is not a chain, ValueError if it has no layer or uses one layer object twice, for
+    whose outputs there would be one name.
+    """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model: an nn.Sequential is needed to trace layer by layer, got {type(model).__name__}")
+    if type(model).forward is not nn.Sequential.forward:
+        raise TypeError(
+            f"model: {type(model).__name__} has a forward of its own, which need not be its layers in turn; "
+            "a plain nn.Sequential is needed"
+        )
+    if not len(model):
+        raise ValueError("model: an nn.Sequential of at least one layer is needed, got none")
     names: dict[nn.Module, str] = {}
     for name, layer in model._modules.items():
         if layer in names:
             raise ValueError(f"model: {names[layer]!r} and {name!r} are the same layer object; give each its own")
         names[layer] = name
     for layer, name in names.items():
-        x = layer(x)
+        x = layer(x.clone())
         yield name, x
 
 
@@ -67,9 +57,12 @@ def trace(model: nn.Sequential, batch: Examples) -> Trace:
     """The loss, outputs, parameters and all their gradients for one batch, in the model's present mode.
 
     The model is left as found: buffers, modes, `.grad` and the global random state.
-    Raises ValueError if the batch does not fit the model, or the model shares a layer object.
+    Raises ValueError if the batch does not fit the model, or the model shares a layer object; RuntimeError within
+    torch.inference_mode, where there are no gradients.
     """
     check_batch(model, batch)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError("trace: there are no gradients within torch.inference_mode; call it outside")
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with undisturbed(model), torch.enable_grad():
         outputs = {}
@@ -88,7 +81,27 @@ def trace(model: nn.Sequential, batch: Examples) -> Trace:
     )
 
 
-def first_not_finite(model: nn.Sequential, batch: Examples) -> str | None:
-    """The name of the first layer whose output on the batch has a nan or an infinity, None if there is none."""
+def first_not_finite(model: nn.Sequential, batch: Examples, replicas: slice | list[int] = _ALL) -> str | None:
+    """The name of the first layer whose output on the batch has a nan or an infinity, None if there is none.
+
+    `replicas` restricts it to some of several stacked models.
+    """
     with undisturbed(model), torch.no_grad():
-        return next((name for name, x in fold(model, batch.contexts) if not x.isfinite().all()), None)
+        return next((name for name, x in fold(model, batch.contexts) if not x[replicas].isfinite().all()), None)
+
+
+def first_not_finite_gradient(model: nn.Sequential, batch: Examples, replicas: slice | list[int] = _ALL) -> str | None:
+    """The layer, on the way back from the loss, whose backward pass first gives a nan or an infinity.
+
+    "the loss" if that is the loss itself; None if all gradients are finite.
+    """
+    seen = trace(model, batch)
+    after = "the loss"
+    for name in reversed(seen.outputs):
+        if not seen.output_grads[name][replicas].isfinite().all():
+            return after
+        own = (g for key, g in seen.parameter_grads.items() if key.startswith(f"{name}."))
+        if not all(g[replicas].isfinite().all() for g in own):
+            return name
+        after = name
+    return None

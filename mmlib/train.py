@@ -1,7 +1,11 @@
 """Gradient descent as an iterator of steps, and the book-keeping around it."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from numbers import Real
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +13,10 @@ from tqdm import tqdm
 
 from mmlib.data import Examples
 from mmlib.ensemble import Ensemble, check_batch, repeated
-from mmlib.history import History, Series, Step
+from mmlib.history import Ended, History, Recorder, Step
 from mmlib.layers import cross_entropy
 from mmlib.show import watched
-from mmlib.trace import first_not_finite, undisturbed
+from mmlib.trace import first_not_finite, first_not_finite_gradient, undisturbed
 
 Rate = float | Tensor
 Schedule = Callable[[int], Rate]
@@ -30,37 +34,57 @@ def drop(lr: Rate, at: int, to: Rate) -> Schedule:
     return lambda index: lr if index < at else to
 
 
-def descend(model: nn.Sequential, batches: Iterable[Examples], *, lr: Rate | Schedule) -> Iterator[Step]:
+def descend(
+    model: nn.Sequential,
+    batches: Iterable[Examples],
+    *,
+    lr: Rate | Schedule,
+    start: int = 0,
+    diverged: dict[int, str] | None = None,
+) -> Iterator[Step]:
     """Plain gradient descent on the cross-entropy: for each batch, p <- p - lr * d loss / d p, and the step taken.
 
-    `lr` is a number, or a function of the step's index. For R stacked models it may be a tensor of R rates. The model
-    is used in the mode it is in; parameters that do not require a gradient stay as they are.
+    `lr` is a number, or a function of the step's index, which counts from `start`. For R stacked models it may be a
+    tensor of R rates. The model is used in the mode it is in; parameters that do not require a gradient stay as they
+    are.
 
-    Raises ValueError if a batch or a tensor of rates does not fit the model; FloatingPointError, with the step and the
-    first layer concerned, when the loss is nan or infinite: the step that would follow is not taken, though buffers
-    such as running means have seen that batch.
+    Raises ValueError if a batch or a tensor of rates does not fit the model, a rate is not finite, or every parameter
+    is frozen; RuntimeError where gradients are turned off; FloatingPointError, with the step and the layer where it
+    arose, when the loss or a gradient is nan or infinite: that step is not taken, though buffers such as running means
+    have seen its batch. With a dictionary as `diverged`, stacked models to which that happens stand still from then on,
+    parameters and buffers, their sentences in it, while the others go on; it is raised when none is left.
     """
     schedule = lr if callable(lr) else constant(lr)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     leaves, values = list(parameters.values()), [p.detach() for p in parameters.values()]
-    for index, batch in enumerate(batches):
+    if not leaves:
+        raise ValueError("model: no parameter requires a gradient, so that there is nothing to train")
+    finite = _Finite(model, diverged)
+    for index, batch in enumerate(batches, start):
         check_batch(model, batch)
+        if not torch.is_grad_enabled():
+            raise RuntimeError("descend: gradients are turned off, by torch.no_grad or torch.inference_mode")
         loss = cross_entropy(model(batch.contexts), batch.targets)
         total = loss.sum() if loss.dim() else loss
-        if not math.isfinite(total.item()):
-            raise FloatingPointError(_not_finite(model, batch, index, loss))
         grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         rate = schedule(index)
         _check_rate(rate, model)
+        loss, grads = finite(index, batch, loss.detach(), grads)
         if isinstance(rate, Tensor):
             torch._foreach_sub_(values, [grad * _per_replica(rate, grad) for grad in grads])
         else:
             torch._foreach_sub_(values, grads, alpha=rate)
-        yield Step(index, rate, loss.detach(), parameters, dict(zip(parameters, grads, strict=True)))
+        yield Step(index, rate, loss, parameters, dict(zip(parameters, grads, strict=True)))
 
 
 def _check_rate(rate: Rate, model: nn.Module) -> None:
-    if not isinstance(rate, Tensor) or not rate.dim():
+    if not isinstance(rate, Tensor):
+        if not isinstance(rate, Real) or not math.isfinite(rate):
+            raise ValueError(f"lr: a finite number is needed, got {rate!r}")
+        return
+    if not rate.isfinite().all():
+        raise ValueError(f"lr: finite numbers are needed, got {rate.tolist()}")
+    if not rate.dim():
         return
     if not isinstance(model, Ensemble):
         raise ValueError(f"lr: a single model needs one rate, got a tensor of shape {tuple(rate.shape)}")
@@ -69,16 +93,80 @@ def _check_rate(rate: Rate, model: nn.Module) -> None:
         raise ValueError(f"lr: {n} stacked models need one rate or a tensor ({n},), got shape {tuple(rate.shape)}")
 
 
-def _per_replica(rate: Rate, p: Tensor) -> Rate:
-    return rate.view(-1, *[1] * (p.dim() - 1)) if isinstance(rate, Tensor) and rate.dim() else rate
+def _per_replica(rate: Tensor, p: Tensor) -> Tensor:
+    return rate.view(-1, *[1] * (p.dim() - 1)) if rate.dim() else rate
 
 
-def _not_finite(model: nn.Sequential, batch: Examples, index: int, loss: Tensor) -> str:
-    layer = first_not_finite(model, batch)
-    where = "the logits are finite" if layer is None else f"the first layer with such an output is {layer!r}"
-    bad = "" if not loss.dim() else f" in replicas {(~loss.isfinite()).nonzero().flatten().tolist()}"
-    value = loss[~loss.isfinite()].flatten()[0].item() if loss.dim() else loss.item()
-    return f"step {index}: the loss is {value}{bad}; {where}. A smaller learning rate or first weights may help."
+class _Diverged(FloatingPointError):
+    pass
+
+
+class _Finite:
+    """Lets no step be taken that is not finite, and holds the models still to which that happened."""
+
+    def __init__(self, model: nn.Sequential, diverged: dict[int, str] | None) -> None:
+        self.model, self.diverged = model, diverged
+        self._hold()
+
+    def _hold(self) -> None:
+        self.still = torch.tensor(sorted(self.diverged or ()), dtype=torch.long)
+        self.kept = [(b, b[self.still].clone()) for b in self.model.buffers()] if len(self.still) else []
+
+    def __call__(
+        self, index: int, batch: Examples, loss: Tensor, grads: Sequence[Tensor]
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """The loss, nan for models that stand still, and the gradients, 0 for them."""
+        still = self.still
+        loss, grads = self._zeroed(loss, grads)
+        for buffer, values in self.kept:
+            buffer[still] = values
+        if not (math.isfinite(loss.sum().item()) and _all_finite(grads)):  # the sum of finite losses may be infinite
+            bad = [r for r, own in enumerate(self._of_each(loss, grads)) if not all(x.isfinite().all() for x in own)]
+            if bad:
+                self._stop(index, batch, loss, bad)
+                grads = self._zeroed(loss, grads)[1]
+        return loss.index_fill(0, still, math.nan) if len(still) else loss, grads
+
+    def _zeroed(self, loss: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        if not len(self.still):
+            return loss, grads
+        return loss.index_fill(0, self.still, 0), [g.index_fill(0, self.still, 0) for g in grads]
+
+    def _of_each(self, loss: Tensor, grads: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
+        return zip(loss, *grads, strict=True) if loss.dim() else iter([(loss, *grads)])
+
+    def _stop(self, index: int, batch: Examples, loss: Tensor, bad: list[int]) -> None:
+        if self.diverged is not None:
+            self.diverged.update({r: _not_finite(self.model, batch, index, loss, [r]) for r in bad})
+            if loss.dim() and len(self.diverged) < len(loss):
+                self._hold()
+                return
+        raise _Diverged(_not_finite(self.model, batch, index, loss, bad))
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Exact where it is True. Torch's own check, one call for all, multiplies them in place by 1."""
+    found = torch.zeros(1)
+    try:
+        torch._amp_foreach_non_finite_check_and_unscale_(list(tensors), found, torch.ones(1))
+    except RuntimeError:  # an expanded gradient cannot be written to
+        return all(bool(x.isfinite().all()) for x in tensors)
+    return not found.item()
+
+
+def _not_finite(model: nn.Sequential, batch: Examples, index: int, loss: Tensor, bad: list[int]) -> str:
+    """What happened at a step, to all models or, if `bad` is one of several, to that one."""
+    where: slice | list[int] = bad if loss.dim() else slice(None)
+    among = f" in replicas {bad}" if loss.dim() and len(bad) != 1 else ""
+    wrong = [x for x in loss.view(-1)[bad].tolist() if not math.isfinite(x)]
+    if wrong:
+        layer = first_not_finite(model, batch, where)
+        place = "the logits are finite" if layer is None else f"the first layer with such an output is {layer!r}"
+        what = f"the loss is {wrong[0]}{among}; {place}"
+    else:
+        layer = first_not_finite_gradient(model, batch, where)
+        what = f"a gradient is nan or infinite{among}, though the loss is not; on the way back it arises in {layer!r}"
+    return f"step {index}: {what}. A smaller learning rate or first weights may help."
 
 
 def train(
@@ -86,45 +174,84 @@ def train(
     batches: Iterable[Examples],
     *,
     lr: Rate | Schedule,
-    probe: Callable[[Step], dict[str, Tensor | float]] | None = None,
+    probe: Callable[[Step], Mapping[str, Tensor | float]] | None = None,
     every: int = 1,
     progress: bool = False,
+    after: History | None = None,
 ) -> History:
-    """Descends through all batches and returns what happened.
+    """Descends through all batches and returns what happened, and why it ended: see History.
 
     `probe` is asked after every `every`-th step, the first included, and gives numbers by name. `progress` shows a bar
-    to a person who watches, and writes nothing otherwise.
+    to a person who watches, and writes nothing otherwise. With `after`, the history of earlier steps, the run goes on:
+    steps count from there, what diverged stands still, and the result tells of both.
 
-    Raises what `descend` raises, and ValueError if steps were announced but no batch was there, as with an iterator
-    that is used up, or if `every` is below 1.
+    An interruption from the keyboard ends the run after the step that is under way, and the history until then is
+    returned; as it is when the model, or every one of several, diverges. One of several that does stands still.
+
+    Raises what `descend` raises but FloatingPointError, and ValueError if steps were announced but no batch was there,
+    as with an iterator that is used up, if `every` is below 1, or if a number of the probe changes its shape. Any
+    error has what was recorded as its attribute `history`.
     """
     if every < 1:
         raise ValueError(f"every: at least 1 is needed, got {every}")
-    total = len(batches) if hasattr(batches, "__len__") else None
-    losses, rates, probed = [], [], {}
-    steps = descend(model, batches, lr=lr)
-    for step in tqdm(steps, total=total, unit="step", leave=False, disable=not (progress and watched())):
-        losses.append(step.loss)
-        rates.append(step.lr)
-        if probe is not None and step.index % every == 0:
-            for name, value in probe(step).items():
-                at, values = probed.setdefault(name, ([], []))
-                at.append(step.index)
-                values.append(torch.as_tensor(value).detach().clone())
-    if not losses and total != 0:
+    total = len(batches) if isinstance(batches, Sized) else None
+    before = after or History(Recorder("loss").series(), Recorder("lr").series(), {}, "done", {})
+    start, diverged = len(before.loss.steps), dict(before.diverged)
+    losses, rates = Recorder("loss", before.loss), Recorder("lr", before.lr)
+    probed = {name: Recorder(f"probe: {name!r}", series) for name, series in before.probes.items()}
+
+    def history(ended: Ended) -> History:
+        return History(
+            losses.series(), rates.series(), {name: r.series() for name, r in probed.items()}, ended, diverged
+        )
+
+    steps = descend(model, batches, lr=lr, start=start, diverged=diverged)
+    bar = tqdm(steps, total=total, unit="step", leave=False, disable=not (progress and watched()))
+    try:
+        with _between_steps() as asked:
+            for step in bar:
+                losses.add(step.index, step.loss)
+                rates.add(step.index, step.lr)
+                if probe is not None and step.index % every == 0:
+                    for name, value in probe(step).items():
+                        probed.setdefault(name, Recorder(f"probe: {name!r}")).add(step.index, value)
+                if asked:
+                    return history("interrupted")
+    except _Diverged:
+        return history("diverged")
+    except KeyboardInterrupt:
+        return history("interrupted")
+    except Exception as error:
+        error.history = history("interrupted")  # type: ignore[attr-defined]
+        raise
+    finally:
+        bar.close()
+        steps.close()
+    found = history("done")
+    if len(found.loss.steps) == start and total != 0:
         raise ValueError("batches: no minibatch was drawn; an iterator that was used before has none left")
-    index = torch.arange(len(losses))
-    return History(
-        Series(index, torch.stack(losses) if losses else torch.empty(0)),
-        Series(index, _series(rates)),
-        {name: Series(torch.tensor(at), torch.stack(values)) for name, (at, values) in probed.items()},
-    )
+    return found
 
 
-def _series(rates: list[Rate]) -> Tensor:
-    if any(isinstance(rate, Tensor) for rate in rates):
-        return torch.stack(list(map(torch.as_tensor, rates)))
-    return torch.tensor(rates)
+@contextmanager
+def _between_steps() -> Iterator[list[bool]]:
+    """Within it an interruption from the keyboard is noted, so that no step is left half done; a second is raised."""
+    asked: list[bool] = []
+
+    def note(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+
+    usual = signal.default_int_handler
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is usual
+    if mine:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        if mine:
+            signal.signal(signal.SIGINT, usual)
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from mmlib.ensemble import stack
 from mmlib.history import History, Series
 from mmlib.layers import Embedding, Flatten, Linear, Nonlinearity
 from mmlib.models import sample
-from mmlib.norm import BatchNorm1d, moments, standardize
+from mmlib.norm import BatchNorm1d, Norm, moments, standardize
 from mmlib.show import watched
 from mmlib.stats import grad_data_ratios, update_ratios
 from mmlib.trace import Trace, trace
@@ -156,12 +156,12 @@ class UnbiasedBatchNorm(BatchNorm1d):
         return self._scale_and_shift(standardize(x, mean, var * (n / (n - 1)), self.eps))
 
 
-class StdBatchNorm(BatchNorm1d):
+class StdBatchNorm(Norm):
     """Batch normalisation by the unbiased standard deviation, without eps; that is also what is averaged over steps."""
 
     def __init__(self, features: int) -> None:
-        super().__init__(features, momentum=0.001)
-        self.running_var = None
+        super().__init__(features, eps=1.0)
+        self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_std", torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,8 +171,8 @@ class StdBatchNorm(BatchNorm1d):
             mean, var = moments(x, -2)
             std = (var * (x.shape[-2] / (x.shape[-2] - 1))).sqrt()
             with torch.no_grad():
-                self.running_mean.lerp_(mean.squeeze(-2), self.momentum)
-                self.running_std.lerp_(std.squeeze(-2), self.momentum)
+                self.running_mean.lerp_(mean.squeeze(-2), 0.001)
+                self.running_std.lerp_(std.squeeze(-2), 0.001)
         else:
             mean, std = self.running_mean.unsqueeze(-2), self.running_std.unsqueeze(-2)
         return self._scale_and_shift((x - mean) / std)
@@ -272,7 +272,7 @@ class Run:
     def train(self, steps: int = 200_000, **options: Any) -> History:
         """The first `steps` steps: learning rate 0.1, and 0.01 from step 100,000 on (150,000 for the deep network).
 
-        `options` are those of `mmlib.train.train`: probe, every, progress.
+        `options` are those of `mmlib.train.train`: probe, every, progress, after.
         """
         return train(self.model, self.batches(steps), lr=self.schedule, **options)
 

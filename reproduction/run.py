@@ -3,7 +3,8 @@
 All five stages for 200,000 steps, beside what was published; then five other seeds of each stage, and copies of two
 stages whose first weights differ at the seventh digit. Two processes, one thread each, unless told otherwise. The file
 of figures, which a chapter reads, is written whole or not at all, and only if every published figure was met that can
-be. Runs that were finished before an interruption are kept in .cache/reproduce, and made anew if code has changed.
+be. An interruption costs no more than a twentieth of a run: what was done is kept in .cache/reproduce and gone on with,
+or made anew if code has changed.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from reference_run import BATCHNORM_LOSSES, DEEP_NAMES, PUBLISHED, Run, dashboar
 from torch import Tensor
 
 from mmlib import rng
+from mmlib.checkpoint import resume, save
 from mmlib.data import Corpus
 from mmlib.history import Step
 from mmlib.stats import distances, interval
@@ -95,7 +97,15 @@ def trained(starts: list[Start]) -> list[dict]:
             print(f"{seconds:6.0f} s  step {step.index:7,} of {len(runs)}: {stage_names}", flush=True)
         return {"distance": distances(step, first_of_its_stage)} if step.index in watched else {}
 
-    history = one.train(STEPS, probe=probe)
+    stopped = kept(starts).with_suffix(".run")
+    history = resume(stopped, one.model, generator=one.generator) if stopped.exists() else None
+    while (done := len(history.loss.steps) if history else 0) < STEPS:
+        history = one.train(min(STEPS // 20, STEPS - done), probe=probe, after=history)
+        if history.diverged:
+            raise FloatingPointError(f"{stage_names}: {history.diverged}")
+        save(stopped, one.model, history, generator=one.generator)
+        if history.ended == "interrupted":
+            raise KeyboardInterrupt
     losses, means = history.loss.values.view(STEPS, -1), history.loss.block_means(1_000).values.view(STEPS // 1_000, -1)
     final = {part: torch.as_tensor(loss).view(-1) for part, loss in one.evaluate().items()}
     print(f"{time.perf_counter() - began:6.0f} s  all done of {len(runs)}: {stage_names}", flush=True)
@@ -110,6 +120,7 @@ def trained(starts: list[Start]) -> list[dict]:
         for r in range(len(runs))
     ]
     written(kept(starts), left)
+    stopped.unlink()
     return left
 
 

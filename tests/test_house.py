@@ -15,8 +15,9 @@ import mmlib
 
 ROOT = Path(mmlib.__file__).parent
 ORDER = (
-    *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm"),
-    *("ensemble", "trace", "models", "history", "train", "stats", "table", "comparison", "meanfield"),
+    *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward"),
+    *("undisturbed", "norm", "ensemble", "trace", "models", "history", "checkpoint", "train", "stats", "table"),
+    *("comparison", "meanfield"),
     *("checkup.found", "checkup.row", "checkup.functions", "checkup.terms", "checkup.watch", "checkup.traced"),
     *("checkup.gradients", "checkup.probe", "checkup.taken", "checkup.record", "checkup.report", "checkup.compare"),
     *("checkup.rules", "checkup.loss", "checkup.targets", "checkup.structure", "checkup.modes", "checkup.signal"),
@@ -37,7 +38,9 @@ CONTRACT = {
     "models": "MLP sample",
     "ensemble": "stack unstack",
     "history": "Step Series History",
+    "undisturbed": "undisturbed",
     "trace": "trace Trace undisturbed",
+    "checkpoint": "save resume",
     "train": "descend train evaluate constant drop",
     "stats": "rms saturation dead grad_data_ratios update_ratios distances",
     "table": "table",

@@ -297,7 +297,8 @@ def failing(model, source, **options):
         return {}
 
     with pytest.raises(FloatingPointError) as error:
-        train(model, source, probe=probe, **options)
+        for step in descend(model, source, **options):
+            probe(step)
     assert equal(parameters(model), last) and all(p.grad is None for p in model.parameters())
     return str(error.value)
 
@@ -319,7 +320,7 @@ def test_a_nan_names_the_first_layer(parameter, layer, corpus):
         model.get_parameter(parameter)[...] = torch.inf
     before = parameters(model)
     with pytest.raises(FloatingPointError, match=f"step 0: the loss is nan; the first layer .* is '{layer}'"):
-        train(model, batches(corpus, 5), lr=0.1)
+        list(descend(model, batches(corpus, 5), lr=0.1))
     assert equal(parameters(model), before)
 
 
@@ -337,7 +338,7 @@ def test_stacked_models_name_the_replicas_too(corpus):
         stacked.output.bias[3] = torch.nan
     before = parameters(stacked)
     with pytest.raises(FloatingPointError) as error:
-        train(stacked, batches(corpus, 5, range(4)), lr=0.1)
+        list(descend(stacked, batches(corpus, 5, range(4)), lr=0.1))
     assert "step 0: the loss is nan in replicas [1, 3]; the first layer with such an output is 'linear2'" in str(
         error.value
     )
