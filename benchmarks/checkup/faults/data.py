@@ -28,14 +28,20 @@ from benchmarks.checkup.programs import (
     tokens,
 )
 
-OUT_OF_RANGE = kind("targets out of range", "targets out of range", "first loss")
+OUT_OF_RANGE = kind("targets out of range", "targets out of range", "loss below its floor")
 CONSTANT_TARGETS = kind("targets all the same", "targets all the same")
 NOT_FINITE_DATA = kind("nan or inf in the batch", "not finite")
-TARGET_SCALE = kind("targets far from the scale of the outputs", "target scale, first loss", "step size")
+TARGET_SCALE = kind("targets far from the scale of the outputs", "target scale", "first loss, output range")
 UNUSED = kind("more outputs than classes", "unused outputs", "first loss")
-UNRELATED = kind("targets that belong to other inputs", "targets unrelated to inputs")
-UNSCALED = kind("inputs unscaled", "input scale", "saturation, dead units, first loss, activation scale")
-EMPTY = kind("inputs that say nothing", "inputs all the same, examples repeat, same for all examples", "input scale")
+UNRELATED = kind("targets that belong to other inputs")
+UNSCALED = kind("inputs unscaled", "input scale", "saturation, first loss, activation scale")
+EMPTY = kind(
+    "inputs that say nothing",
+    "inputs all the same, examples repeat",
+    "same for all examples, constant predictions",
+    "zero gradient",
+)
+SHIFT = kind("a next-token task that is not one", "sees its target")
 
 
 @fault(OUT_OF_RANGE)
@@ -264,9 +270,6 @@ def padding_up_to_the_end(broken):
         lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.RNN(8, 32, batch_first=True), head=nn.Linear(32, 4)
     )
     return Trial(model, x, y, CROSS_ENTROPY)
-
-
-SHIFT = kind("a next-token task that is not one", "targets equal inputs, sees its target", "shifted twice")
 
 
 @fault(SHIFT)

@@ -26,13 +26,13 @@ from benchmarks.checkup.programs import (
     tokens,
 )
 
-CUT = kind("the gradient is cut off", "no gradient", "zero gradient, loss not connected")
-FROZEN = kind("frozen by mistake", "no gradient, frozen")
-NOT_CONNECTED = kind("a loss that is not connected to the model", "loss not connected, no gradient")
-FLAT = kind("an operation whose slope is 0", "zero gradient, no gradient", "output range, loss not connected")
+CUT = kind("the gradient is cut off", "no gradient", "zero gradient")
+FROZEN = kind("frozen by mistake", "no gradient")
+NOT_CONNECTED = kind("a loss that is not connected to the model", "no gradient")
+FLAT = kind("an operation whose slope is 0", "zero gradient, no gradient", "output range, constant predictions")
 UNREGISTERED = kind("weights that are not registered", "not registered", "no gradient")
-UNUSED_LAYER = kind("a layer that is never used", "no gradient, layer not called", "called several times")
-SHARED = kind("one layer where several are meant", "called several times", "shared weights, no gradient")
+UNUSED_LAYER = kind("a layer that is never used", "no gradient", "called several times")
+SHARED = kind("one layer where several are meant", "called several times")
 
 
 @fault(CUT)
@@ -166,7 +166,7 @@ def loss_wrapped_in_a_new_tensor(broken):
     return Trial(mlp(20, 64, 1), *curve(), again if broken else MSE)
 
 
-@fault(NOT_CONNECTED)
+@fault(FLAT)
 def predictions_rounded_to_classes(broken):
     """torch.round of a probability compared with the label by a squared error."""
     loss = lambda p, y: F.mse_loss(p.round() if broken else p, y)

@@ -24,17 +24,15 @@ from benchmarks.checkup.programs import (
     mlp,
 )
 
-SQUASHED = kind(
-    "logits squashed before the loss", "logits already squashed", "output range, activation before the loss"
-)
+SQUASHED = kind("logits squashed before the loss", "logits already squashed", "output range")
 LOG_PROBABILITIES = kind("no log-probabilities where the loss needs them", "logits where log-probabilities belong")
 RANGE = kind(
-    "output range does not hold the targets", "output range", "logits already squashed, dead units, saturation"
+    "output range does not hold the targets", "output range", "logits already squashed, target scale, first loss"
 )
 ONE_OUTPUT = kind("a softmax or cross-entropy over one output", "one class", "constant predictions, zero gradient")
 BROADCAST = kind("shapes broadcast in the loss", "shapes broadcast")
-WRONG_LOSS = kind("a loss of another task", "wrong loss", "first loss, targets out of range")
-SIGN = kind("the loss has the wrong sign or no lower end", "loss below its floor", "first loss")
+WRONG_LOSS = kind("a loss of another task", "targets out of range", "loss below its floor", "target scale, first loss")
+SIGN = kind("the loss has the wrong sign or no lower end", "loss below its floor")
 ITSELF = kind("the loss does not look at the targets", "targets not used", "no gradient, zero gradient")
 
 
@@ -163,7 +161,7 @@ def softplus_output_for_log_returns(broken):
 
 @fault(ONE_OUTPUT)
 def softmax_over_one_unit(broken):
-    """Binary classification with one output and a softmax, which is 1 whatever comes in; UMLAUT's and DeepFD's lists."""
+    """Binary classification with one output and a softmax, which is 1 whatever comes in; UMLAUT's list."""
     model = mlp(20, 64, 1).append(nn.Softmax(dim=1) if broken else nn.Sigmoid())
     return Trial(model, *binary(), nn.BCELoss())
 

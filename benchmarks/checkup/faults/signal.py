@@ -30,15 +30,21 @@ from benchmarks.checkup.programs import (
     xavier,
 )
 
-LARGE = kind(
-    "weights drawn too large", "activation scale, first loss, saturation", "gradient slope, dead units, step size"
+LARGE = kind("weights drawn too large", "activation scale, first loss, saturation", "gradient slope, dead units")
+SMALL = kind(
+    "weights drawn too small", "activation scale, gradient slope", "same for all examples, constant predictions"
 )
-SMALL = kind("weights drawn too small", "activation scale, gradient slope", "step size, same for all examples")
-ALIKE = kind("units that start alike", "units all alike, zero weights block the gradient", "zero gradient, dead units")
+ALIKE = kind(
+    "units that start alike",
+    "units all alike, zero weights block the gradient",
+    "zero gradient, constant predictions",
+)
 DEAD = kind("dead units", "dead units", "zero gradient, constant predictions, same for all examples")
-SATURATED = kind("saturated units", "saturation", "activation scale, gradient slope, first loss, input scale")
+SATURATED = kind("saturated units", "saturation", "activation scale, gradient slope, first loss")
 VANISHING = kind(
-    "vanishing gradient", "gradient slope", "activation scale, same for all examples, zero gradient, saturation"
+    "vanishing gradient",
+    "gradient slope, activation scale",
+    "same for all examples, constant predictions, zero gradient, saturation",
 )
 EXPLODING = kind(
     "exploding signal or gradient", "activation scale, gradient slope, not finite", "first loss, saturation"

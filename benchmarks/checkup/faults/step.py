@@ -27,12 +27,12 @@ from benchmarks.checkup.programs import (
     tokens,
 )
 
-TOO_LARGE = kind("rate too large", "step size", "weight decay, momentum")
+TOO_LARGE = kind("rate too large", "step size")
 TOO_SMALL = kind("rate too small", "step size")
-NOT_HELD = kind("parameters that the optimiser does not hold", "not in the optimizer")
-OTHER_MODEL = kind("an optimiser of another model", "not in the optimizer")
+NOT_HELD = kind("parameters that the optimiser does not hold", "not in the optimiser")
+OTHER_MODEL = kind("an optimiser of another model", "not in the optimiser, raises ValueError")
 DECAY = kind("weight decay far too large", "weight decay", "step size")
-SETTINGS = kind("an optimiser with wrong settings", "optimizer settings, momentum, maximize", "step size")
+SETTINGS = kind("an optimiser with wrong settings", "step goes uphill", "step size")
 
 
 @fault(TOO_LARGE)

@@ -30,16 +30,18 @@ from benchmarks.checkup.programs import (
 AXES = kind("batch axis and time axis swapped", "examples mixed")
 BATCH_SOFTMAX = kind("a softmax over the batch", "examples mixed", "logits where log-probabilities belong")
 RESHAPED = kind("a reshape that carries numbers to other examples", "examples mixed")
-SCRAMBLED = kind("a reshape that scrambles within an example", "scrambled within an example")
-AFFINE = kind("no activation between layers", "affine model")
-LEAK = kind("a model that sees its target", "sees its target", "targets equal inputs")
-POSITION = kind("positions lost", "order of the sequence not used", "examples mixed")
-MASK = kind("a mask in the wrong sense or place", "mask", "not finite, same for all examples, examples mixed")
-DROPOUT = kind("too much dropout", "dropout", "zero gradient, constant predictions, zero inputs")
-ALWAYS_DROPS = kind("dropout in evaluation mode", "dropout in evaluation mode")
-SMALL_BATCH = kind("batch statistics of one or two examples", "small batch for batch norm", "same for all examples")
-MODES = kind("the wrong mode", "mixed modes, evaluation mode, statistics not run", "dropout")
-NORM_AXIS = kind("a norm over the wrong axis", "norm over the wrong axis, same for all examples", "examples mixed")
+SCRAMBLED = kind("a reshape that scrambles within an example")
+AFFINE = kind("no activation between layers", "no activation")
+LEAK = kind("a model that sees its target", "sees its target")
+POSITION = kind("positions lost")
+MASK = kind(
+    "a mask in the wrong sense or place", "", "not finite, same for all examples, constant predictions, first loss"
+)
+DROPOUT = kind("too much dropout", "dropout", "zero gradient, constant predictions")
+ALWAYS_DROPS = kind("dropout in evaluation mode", "dropout")
+SMALL_BATCH = kind("batch statistics of one or two examples", "batch norm", "same for all examples")
+MODES = kind("the wrong mode", "mixed modes, evaluation mode, statistics not run")
+NORM_AXIS = kind("a norm over the wrong axis", "batch norm, examples mixed", "same for all examples")
 
 
 def causal(length):

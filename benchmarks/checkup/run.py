@@ -1,0 +1,259 @@
+"""The record of `mmlib.checkup`: what it says of the faulty programs, of their repaired versions and of healthy ones.
+
+    python -m benchmarks.checkup.run            the table (about half an hour)
+    python -m benchmarks.checkup.run --cost     also what a checkup costs, which asks for an idle machine
+    python -m benchmarks.checkup.run --write    also record.md and record.json beside this file
+
+The rules' thresholds were chosen on even seeds; the table is made on odd ones (`--even` shows the others). In one run
+of a faulty program the checkup
+
+- finds the fault exactly, if a finding is of a rule that names the fault (`Kind.exact`);
+- says something related, if none is, but one is of a rule that names a consequence or a neighbour and leads there
+  (`Kind.related`);
+- misleads, if it does neither, and an error or warning is of no rule whose claim is true of such programs
+  (`Kind.beside`): then the claim is false, and what it advises would not help;
+- is silent otherwise.
+
+Which rules these are was decided for each kind from what the rule claims, not from where it fired. A checkup that
+raises counts as a finding of the rule "raises" and the exception's name. A false alarm is an error or a warning on a
+healthy or repaired program. Its interval is Clopper and Pearson's at 95 %, as if runs were independent; runs of one
+program are alike, so that the number of programs with any alarm stands beside it.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from scipy.stats import binomtest
+from torch import nn
+
+from benchmarks.checkup import faults, healthy
+from benchmarks.checkup.programs import CROSS_ENTROPY, FAULTS, HEALTHY, Kind, Program, Trial, blobs, mlp, seeded, text
+from mmlib.checkup import checkup
+
+OUTCOMES = ("exact", "related", "silent", "misleading")
+__all__ = ["OUTCOMES", "faults", "healthy", "outcome"]
+
+
+class Run(NamedTuple):
+    """What was said of one program under one seed: the rules of all findings, and of those that are no mere notes."""
+
+    program: str
+    seed: int
+    broken: bool
+    said: tuple[str, ...]
+    alarms: tuple[str, ...]
+
+
+def outcome(kind: Kind, run: Run) -> str:
+    """What one run of a faulty program of this kind counts as."""
+    said, alarms = set(run.said), set(run.alarms)
+    if said & kind.exact:
+        return "exact"
+    if said & kind.related:
+        return "related"
+    return "misleading" if alarms - kind.beside else "silent"
+
+
+def examined(program: Program, seed: int, broken: bool) -> Run:
+    trial = program.build(seed, broken)
+    with seeded(seed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of shapes that broadcast and the like
+        try:
+            report = checkup(*trial[:4], optimizer=trial.optimizer)
+        except Exception as error:
+            said = (f"raises {type(error).__name__}",)
+            return Run(program.name, seed, broken, said, said)
+    loud = tuple(f.rule for f in report if f.severity != "note")
+    return Run(program.name, seed, broken, tuple(f.rule for f in report), loud)
+
+
+def runs(programs: Iterable[Program], seeds: Iterable[int], versions: tuple[bool, ...]) -> list[Run]:
+    return [examined(program, seed, broken) for program in programs for broken in versions for seed in seeds]
+
+
+def by_kind(made: list[Run]) -> dict[str, Counter]:
+    """How many runs of each kind had which outcome."""
+    counts: dict[str, Counter] = {}
+    for run in made:
+        kind = FAULTS[run.program].kind
+        counts.setdefault(kind.name, Counter())[outcome(kind, run)] += 1
+    return counts
+
+
+def percent(counts: Counter) -> list[str]:
+    return [f"{100 * counts[name] / counts.total():.0f}" if counts[name] else "" for name in OUTCOMES]
+
+
+def table(made: list[Run]) -> list[list[str]]:
+    """Rows of kind, number of programs, and the shares of the outcomes in percent; the last row is all of them."""
+    counts, programs = by_kind(made), Counter(FAULTS[name].kind.name for name in {run.program for run in made})
+    rows = [[kind, str(programs[kind]), *percent(counts[kind])] for kind in counts]
+    return [*rows, ["all", str(programs.total()), *percent(sum(counts.values(), Counter()))]]
+
+
+def missed(made: list[Run]) -> list[str]:
+    """The programs in which at least half the runs say nothing exact or related, and what is said of them instead."""
+    lines = []
+    for name in dict.fromkeys(run.program for run in made):
+        own = [run for run in made if run.program == name]
+        found = [outcome(FAULTS[name].kind, run) in OUTCOMES[:2] for run in own]
+        if sum(found) * 2 <= len(found):
+            said = Counter(rule for run in own for rule in run.said)
+            lines.append(name + (f" (says {', '.join(rule for rule, _ in said.most_common(3))})" if said else ""))
+    return lines
+
+
+def false_alarms(made: list[Run], of: str) -> str:
+    loud = [run for run in made if run.alarms]
+    low, high = binomtest(len(loud), len(made)).proportion_ci(method="exact")
+    programs = {run.program for run in made}
+    return (
+        f"{len(loud)} false alarms in {len(made)} runs of {len(programs)} {of} programs: "
+        f"{len(loud) / len(made):.2%}, 95 % interval {low:.2%} to {high:.2%}; "
+        f"programs with any: {len({run.program for run in loud})}"
+    )
+
+
+def alarms(made: list[Run]) -> list[str]:
+    """The programs with false alarms, and how often which rule."""
+    counts = Counter((run.program, rule) for run in made for rule in run.alarms)
+    return [f"{name}: {rule}, {count} x" for (name, rule), count in counts.most_common()]
+
+
+# Cost.
+
+
+def costly() -> dict[str, Callable[[], Trial]]:
+    """Networks of two million parameters or more, and two of many small operations."""
+    pictures = lambda n, size: (torch.randn(n, 3, size, size), torch.randint(10, (n,)))
+
+    def decoder():
+        x, y = text(16, 64, 512)
+        return Trial(healthy.Decoder(6, 256, 4, 512, 64), x, y, healthy.flat_cross_entropy)
+
+    def lstm():
+        return Trial(healthy.last_step(nn.LSTM(64, 512, 1, batch_first=True), 512, 10), *sequences(), CROSS_ENTROPY)
+
+    def sequences():
+        return torch.randn(32, 32, 64), torch.randint(10, (32,))
+
+    def small():
+        layers = [nn.Conv2d(3, 8, 3, padding=1)]
+        for _ in range(20):
+            layers += [
+                nn.Conv2d(8, 8, 3, padding=1, groups=8),
+                nn.BatchNorm2d(8),
+                nn.ReLU6(),
+                nn.Conv2d(8, 8, 1),
+                nn.BatchNorm2d(8),
+            ]
+        return Trial(
+            nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)),
+            *pictures(8, 16),
+            CROSS_ENTROPY,
+        )
+
+    return {
+        "MLP": lambda: Trial(mlp(256, 1024, 1024, 1024, 10), *blobs(128, 256), CROSS_ENTROPY),
+        "ResNet": lambda: Trial(healthy.resnet(15, 96), *pictures(16, 16), CROSS_ENTROPY),
+        "GPT": decoder,
+        "LSTM": lstm,
+        "ResNet, 56 layers of 8 channels": lambda: Trial(healthy.resnet(27, 8), *pictures(16, 16), CROSS_ENTROPY),
+        "MobileNet, 41 layers of 8 channels": small,
+    }
+
+
+def cost(make: Callable[[], Trial], rounds: int = 9) -> tuple[int, float, float, float]:
+    """Parameters, milliseconds of one forward and backward pass, and the times a checkup takes of it, without and with
+    an optimiser: medians over rounds in which all three take turns, in processor time."""
+    with seeded(0):
+        trial = make()
+    model, optimizer = trial.model, torch.optim.Adam(trial.model.parameters())
+
+    def once():
+        loss = trial.loss_fn(model(trial.inputs), trial.targets)
+        torch.autograd.grad(loss, list(model.parameters()))
+
+    def seconds(work: Callable[[], object]) -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    works = once, lambda: checkup(*trial[:4]), lambda: checkup(*trial[:4], optimizer=optimizer)
+    times = [[seconds(work) for work in works] for _ in range(rounds + 1)][1:]
+    plain, bare, stepped = ([row[k] for row in times] for k in range(3))
+    ratios = [median(b / a for a, b in zip(plain, other, strict=True)) for other in (bare, stepped)]
+    return sum(p.numel() for p in model.parameters()), 1000 * median(plain), *ratios
+
+
+def cost_table() -> list[list[str]]:
+    rows = []
+    for name, make in costly().items():
+        parameters, milliseconds, bare, stepped = cost(make)
+        rows.append([name, f"{parameters / 1e6:.2f} M", f"{milliseconds:.0f}", f"{bare:.1f}", f"{stepped:.1f}"])
+    return rows
+
+
+# The page.
+
+
+def aligned(head: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in (head, *rows)
+    )
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+    line = lambda row: f"| {' | '.join(row)} |"
+    return "\n".join([line(head), line(["---", *["---:"] * (len(head) - 1)]), *map(line, rows)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20, help="how many seeds each program gets (default 20)")
+    parser.add_argument("--even", action="store_true", help="the seeds on which thresholds are chosen")
+    parser.add_argument("--cost", action="store_true", help="also measure what a checkup costs")
+    parser.add_argument("--write", action="store_true", help="write record.md and record.json")
+    parser.add_argument("--only", default="", help="only programs and kinds whose names contain this")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    seeds = range(0 if options.even else 1, 2 * options.seeds, 2)
+    chosen = [p for p in FAULTS.values() if options.only in p.name or options.only in p.kind.name]
+    broken = runs(chosen, seeds, (True,))
+    repaired = runs(chosen, seeds, (False,))
+    sound = runs([p for p in HEALTHY.values() if options.only in p.name], seeds, (True,))
+
+    head = ["kind of fault", "programs", *(f"{name} %" for name in OUTCOMES)]
+    parts: list[tuple[str, list[str], list[list[str]]]] = [("Faulty programs", head, table(broken))]
+    lists = [("Missed in at least half the runs", missed(broken))]
+    numbers = [false_alarms(made, of) for made, of in ((sound, "healthy"), (repaired, "repaired")) if made]
+    lists += [("False alarms", [*numbers, *alarms([*sound, *repaired])])]
+    if options.cost:
+        columns = ["network", "parameters", "ms", "checkup", "with optimizer"]
+        parts.append(("Cost, as a multiple of one forward and backward pass", columns, cost_table()))
+    for title, columns, rows in parts:
+        print(f"\n{title}\n\n{aligned(columns, rows)}")
+    for title, lines in lists:
+        print(f"\n{title}\n\n" + "\n".join(lines))
+    if options.write:
+        here = Path(__file__).parent
+        tables = [f"## {title}\n\n{markdown(columns, rows)}" for title, columns, rows in parts]
+        bullets = [f"## {title}\n\n" + "\n".join(f"- {line}" for line in lines) for title, lines in lists]
+        which = f"{'even' if options.even else 'odd'} seeds, {options.seeds} for each program"
+        page = [f"# The record of the checkup\n\nMade by `python -m benchmarks.checkup.run --write`: {which}."]
+        (here / "record.md").write_text("\n\n".join([*page, *tables, *bullets]) + "\n")
+        kept = [run._asdict() for run in (*broken, *repaired, *sound)]
+        (here / "record.json").write_text(json.dumps({"runs": kept}, separators=(",", ":")))
+
+
+if __name__ == "__main__":
+    main()
