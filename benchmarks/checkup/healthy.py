@@ -625,8 +625,11 @@ def graph_convolutions():
     edges = ((edges + edges.T + torch.eye(64)) > 0).float()
     degree = edges.sum(1) ** -0.5
     spread = degree[:, None] * edges * degree
-    model = Net(lambda net, x: spread @ net.b((spread @ net.a(x)).relu()), a=nn.Linear(20, 32), b=nn.Linear(32, 10))
-    return Trial(xavier(model), *blobs(64), CROSS_ENTROPY, Adam(model.parameters(), lr=0.01))
+    model = Net(
+        lambda net, x, spread: spread @ net.b((spread @ net.a(x)).relu()), a=nn.Linear(20, 32), b=nn.Linear(32, 10)
+    )
+    x, y = blobs(64)
+    return Trial(xavier(model), (x, spread), y, CROSS_ENTROPY, Adam(model.parameters(), lr=0.01))
 
 
 @healthy

@@ -33,7 +33,9 @@ ONE_OUTPUT = kind("a softmax or cross-entropy over one output", "one class", "co
 BROADCAST = kind("shapes broadcast in the loss", "shapes broadcast")
 WRONG_LOSS = kind("a loss of another task", "targets out of range", "loss below its floor", "target scale, first loss")
 SIGN = kind("the loss has the wrong sign or no lower end", "loss below its floor")
-ITSELF = kind("the loss does not look at the targets", "targets not used", "no gradient, zero gradient")
+ITSELF = kind(
+    "the loss does not look at the targets", "targets not used", "no gradient, zero gradient, targets all the same"
+)
 
 
 @fault(SQUASHED)

@@ -37,10 +37,14 @@ SMALL = kind(
 ALIKE = kind(
     "units that start alike",
     "units all alike, zero weights block the gradient",
-    "zero gradient, constant predictions",
+    "zero gradient, constant predictions, same for all examples",
 )
 DEAD = kind("dead units", "dead units", "zero gradient, constant predictions, same for all examples")
-SATURATED = kind("saturated units", "saturation", "activation scale, gradient slope, first loss")
+SATURATED = kind(
+    "saturated units",
+    "saturation",
+    "activation scale, gradient slope, first loss, same for all examples, constant predictions",
+)
 VANISHING = kind(
     "vanishing gradient",
     "gradient slope, activation scale",
@@ -52,6 +56,7 @@ EXPLODING = kind(
 COLLAPSED = kind(
     "output that no longer depends on the input", "same for all examples, constant predictions", "zero gradient"
 )
+OVERSMOOTHED = kind("averages until all examples agree", "same for all examples", "gradient slope, activation scale")
 NOT_FINITE = kind("nan or inf made by an operation", "not finite")
 
 
@@ -221,6 +226,13 @@ def sigmoid_gates_with_a_bias_of_ten(broken):
     return Trial(model, *blobs(), CROSS_ENTROPY)
 
 
+@fault(SATURATED)
+def large_constant_added_to_every_feature(broken):
+    """An additive mask of -1e9 with the wrong sign, applied to features and not to scores."""
+    run = lambda net, x: net.head(torch.tanh(net.body(x) + (1e4 if broken else 0)))
+    return Trial(Net(run, body=nn.Linear(20, 64), head=nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY)
+
+
 @fault(VANISHING)
 def eight_layers_of_sigmoids(broken):
     """Glorot and Bengio's example, still asked about."""
@@ -291,14 +303,6 @@ def gain_of_three_in_ten_layers(broken):
 
 
 @fault(COLLAPSED)
-def mean_over_the_batch_too(broken):
-    """A mean over the first two axes where one over the second is meant."""
-    pool = (lambda h: h.mean((0, 1)).expand(len(h), -1)) if broken else (lambda h: h.mean(1))
-    model = Net(lambda net, x: net.head(pool(net.body(x))), body=mlp(8, 64, 64), head=nn.Linear(64, 4))
-    return Trial(model, *series(), CROSS_ENTROPY)
-
-
-@fault(COLLAPSED)
 def norm_over_one_feature(broken):
     """LayerNorm of the last axis, which has length 1: its output is its bias."""
     model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 1), nn.LayerNorm(1) if broken else nn.Identity())
@@ -321,14 +325,14 @@ def instance_norm_before_global_pooling(broken):
     return Trial(model, *images(), CROSS_ENTROPY)
 
 
-@fault(COLLAPSED)
+@fault(OVERSMOOTHED)
 def averages_over_a_graph_until_all_nodes_agree(broken):
     """Forty graph convolutions: oversmoothing (Q. Li et al., AAAI 2018)."""
     edges = (torch.rand(48, 48) < 0.2).float()
     edges = ((edges + edges.T + torch.eye(48)) > 0).float()
     average = edges / edges.sum(1, keepdim=True)
 
-    def run(net, x):
+    def run(net, x, average):
         for layer in net.layers:
             x = layer(average @ x).tanh()
         return net.head(x)
@@ -336,14 +340,7 @@ def averages_over_a_graph_until_all_nodes_agree(broken):
     x, y = blobs(48)
     depth = 40 if broken else 2
     layers = nn.ModuleList(nn.Linear(20 if k == 0 else 32, 32) for k in range(depth))
-    return Trial(Net(run, layers=layers, head=nn.Linear(32, 10)), x, y, CROSS_ENTROPY)
-
-
-@fault(COLLAPSED)
-def large_constant_added_to_every_feature(broken):
-    """An additive mask of -1e9 with the wrong sign, applied to features and not to scores."""
-    run = lambda net, x: net.head(torch.tanh(net.body(x) + (1e4 if broken else 0)))
-    return Trial(Net(run, body=nn.Linear(20, 64), head=nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY)
+    return Trial(Net(run, layers=layers, head=nn.Linear(32, 10)), (x, average), y, CROSS_ENTROPY)
 
 
 @fault(NOT_FINITE)

@@ -28,7 +28,11 @@ from benchmarks.checkup.programs import (
 )
 
 AXES = kind("batch axis and time axis swapped", "examples mixed")
-BATCH_SOFTMAX = kind("a softmax over the batch", "examples mixed", "logits where log-probabilities belong")
+OVER_BATCH = kind(
+    "a softmax or mean over the batch",
+    "examples mixed",
+    "logits where log-probabilities belong, same for all examples, constant predictions",
+)
 RESHAPED = kind("a reshape that carries numbers to other examples", "examples mixed")
 SCRAMBLED = kind("a reshape that scrambles within an example")
 AFFINE = kind("no activation between layers", "no activation")
@@ -98,7 +102,7 @@ def recurrence_by_hand_over_the_first_axis(broken):
     return Trial(Net(run, cell=nn.GRUCell(8, 32), head=nn.Linear(32, 4)), *series(), CROSS_ENTROPY)
 
 
-@fault(BATCH_SOFTMAX)
+@fault(OVER_BATCH)
 def attention_weights_normalised_over_the_batch(broken):
     """F.softmax(scores, dim=0)."""
 
@@ -110,13 +114,13 @@ def attention_weights_normalised_over_the_batch(broken):
     return Trial(model, *series(), CROSS_ENTROPY)
 
 
-@fault(BATCH_SOFTMAX)
+@fault(OVER_BATCH)
 def log_softmax_over_the_batch(broken):
     """ikostrikov/pytorch-meta-optimizer#10; MicrosoftDocs/pytorchfundamentals#21."""
     return Trial(mlp(20, 64, 10).append(nn.LogSoftmax(dim=0 if broken else 1)), *blobs(), nn.NLLLoss())
 
 
-@fault(BATCH_SOFTMAX)
+@fault(OVER_BATCH)
 def mixture_weights_over_the_batch(broken):
     """ctallec/world-models#10."""
 
@@ -128,12 +132,20 @@ def mixture_weights_over_the_batch(broken):
     return Trial(Net(run, body=mlp(20, 64, 10)), *curve(), loss)
 
 
-@fault(BATCH_SOFTMAX)
+@fault(OVER_BATCH)
 def policy_with_a_softmax_over_states(broken):
     """DeepReinforcementLearningInAction#32: made for one state, used for a batch."""
     states, actions, returns = torch.randn(64, 8), torch.randint(4, (64, 1)), torch.randn(64)
     model = nn.Sequential(*mlp(8, 64, 4, act=nn.LeakyReLU), nn.Softmax(dim=0 if broken else 1))
     return Trial(model, states, returns, lambda p, r: -(p.gather(1, actions)[:, 0].log() * r).mean())
+
+
+@fault(OVER_BATCH)
+def mean_over_the_batch_too(broken):
+    """A mean over the first two axes where one over the second is meant."""
+    pool = (lambda h: h.mean((0, 1)).expand(len(h), -1)) if broken else (lambda h: h.mean(1))
+    model = Net(lambda net, x: net.head(pool(net.body(x))), body=mlp(8, 64, 64), head=nn.Linear(64, 4))
+    return Trial(model, *series(), CROSS_ENTROPY)
 
 
 @fault(RESHAPED)
