@@ -1,0 +1,239 @@
+"""Rules that speak of how a model is put together and called: the batch, the graph, the modes, the layers."""
+
+import torch
+from torch import Tensor, nn
+
+from mmlib.checkup.record import Record
+from mmlib.checkup.row import Row, is_norm
+from mmlib.checkup.rules import Found, rule
+from mmlib.checkup.watch import MODEL
+
+_RECIPE, _NORM, _BUGS = "16 A recipe for your own network", "9 Batch normalisation, forward", "17 Spot the bug"
+
+
+@rule("not registered", _BUGS, silences="no gradient")
+def _unregistered(seen: Record) -> Found:
+    if seen.unregistered:
+        why = "what the model does not know of is not in parameters(): no optimiser moves it, no state_dict keeps it"
+        action = "keep layers in nn.ModuleList or nn.ModuleDict, tensors as nn.Parameter, and make both in __init__"
+        measured = f"{seen.unregistered[0]} takes part, requires a gradient, and is no parameter of the model"
+        yield "error", seen.unregistered, measured, "every weight is registered", why, action
+
+
+@rule(
+    "examples mixed",
+    _BUGS,
+    silences="same for all examples, logits where log-probabilities belong, constant predictions, first loss, "
+    "logits already squashed, zero gradient, saturation",
+)
+def _mixed(seen: Record) -> Found:
+    if seen.probe and seen.probe.mixed:
+        measured = f"in evaluation mode, outputs move by {seen.probe.mixed:.1g} of their size as other examples change"
+        why = "the answer to one example must not hang on which others are in its batch"
+        action = "look for batch_first, a softmax or mean over axis 0, a view or reshape where transpose is meant"
+        yield "error", [seen.probe.mixes], measured, "outputs that stay where they are", why, action
+
+
+@rule("constant predictions", _BUGS, silences="zero gradient")
+def _constant(seen: Record) -> Found:
+    if seen.probe and seen.probe.constant and not _starts_at_zero(seen):
+        measured = "in evaluation mode, no output changes as the inputs do"
+        why = "there is nothing that could tell one example from another"
+        action = "look for an input that is not used, overwritten, or multiplied by 0, and for a mask that hides it all"
+        yield "error", [MODEL], measured, "outputs that depend on the inputs", why, action
+
+
+def _starts_at_zero(seen: Record) -> bool:
+    """Whether parameters that are 0 and will move explain it."""
+    return any(p.data.dim() >= 1 and not p.data.any() and p.norm and "bias" not in p.name for p in seen.parameters)
+
+
+@rule("no activation", "1 Where the signal goes")
+def _affine(seen: Record) -> Found:
+    rows = [row for row in seen.weighted if "Embedding" not in row.kind and row.gradient is not None]
+    first = {layer for _, layer in seen.watch.reads}
+    if not seen.probe or not seen.probe.affine or len(rows) < 2 or rows[-1].name in first:
+        return
+    widths = [row.shape[row.axis] for row in rows if row.shape]
+    narrow = len(rows) == 2 and widths[0] < widths[1] and widths[0] < _fan_in(rows[0])  # a factorisation in two
+    if not narrow:
+        measured = f"in evaluation mode, {len(rows)} layers together do what one would: their output is affine"
+        why = "affine functions of affine functions are affine; no depth or width adds anything"
+        action = "put an activation function between them, and use what it returns"
+        yield "warning", [row.name for row in rows[:-1]], measured, "a function that bends between layers", why, action
+
+
+def _fan_in(row: Row) -> int:
+    weight = getattr(row.module, "weight", None)
+    return weight[0].numel() if isinstance(weight, Tensor) else 0
+
+
+@rule("sees its target", _BUGS)
+def _sees_target(seen: Record) -> Found:
+    why = "the answer stands in the input: the loss falls to nothing, and nothing is learned of what comes next"
+    if seen.shift == 1 and seen.ahead:
+        measured = "the targets are the inputs one step on, and outputs change with inputs that come after them"
+        action = "mask what comes later (is_causal, a triangle of -inf), or use a network of one direction"
+        yield "error", [MODEL], measured, "outputs that see nothing later", why, action
+    elif seen.shift == 0 and seen.ahead is False and _labels(seen):
+        measured = "the targets are the inputs themselves, not one step on, and each output sees its own"
+        yield "error", ["targets"], measured, "the target of a position is the next input", why, "shift the targets by one"
+    elif seen.shift is None:
+        for name, x in seen.inputs.items():
+            t = seen.targets
+            whole = isinstance(t, Tensor) and t.dim() == 1 and x.dim() == 2 and len(x) == len(t) >= 16
+            if whole and not (x.is_floating_point() or t.is_floating_point()) and torch.equal(x[:, -1], t):
+                measured = f"every target is the last entry of {name}"
+                action = "let the inputs end one step before the target"
+                yield "warning", ["targets"], measured, "a target that comes after the inputs", why, action
+
+
+def _labels(seen: Record) -> bool:
+    return any(not t.target.is_floating_point() for t in seen.terms)
+
+
+@rule("examples repeat", _RECIPE, silences="same for all examples")
+def _repeated(seen: Record) -> Found:
+    for name, x in seen.inputs.items():
+        if x.is_floating_point() and x.dim() > 1 and len(x) >= 4 and x[0].numel() > 1:
+            if torch.equal(x[0], x[1]) or torch.equal(x[0], x[len(x) // 2]) or torch.equal(x[-1], x[-2]):
+                distinct = len(x.flatten(1).unique(dim=0))
+                if distinct <= len(x) / 2:
+                    why = "repeated rows add nothing to the gradient but their weight"
+                    measured = f"{distinct} distinct rows among {len(x)}"
+                    yield "warning", [name], measured, "every row another example", why, "look at how batches are drawn"
+            return
+
+
+@rule("mixed modes", _NORM, silences="statistics not run")
+def _mixed_modes(seen: Record) -> Found:
+    odd = [n or MODEL for n, m in seen.model.named_modules() if m.training != seen.model.training and _has_modes(m)]
+    if odd:
+        mode = ("evaluation", "training")
+        measured = f"in {mode[not seen.model.training]} mode, while the model is in {mode[seen.model.training]} mode"
+        why = "a batch norm then uses the other statistics than its neighbours, dropout drops when it should not"
+        action = "model.train() or model.eval() once; to freeze a norm on purpose, freeze its parameters too"
+        yield "warning", odd, measured, "one mode throughout", why, action
+
+
+def _has_modes(module: nn.Module) -> bool:
+    own = list(module.parameters(recurse=False))
+    frozen = own and not any(p.requires_grad for p in own)
+    tracks = getattr(module, "running_mean", None) is not None
+    return (tracks and not frozen) or ("Dropout" in type(module).__name__ and getattr(module, "p", 1) > 0)
+
+
+@rule("evaluation mode", _NORM)
+def _evaluation(seen: Record) -> Found:
+    being_trained = seen.taken is not None or any(p.data.grad is not None for p in seen.parameters)
+    odd = [n or MODEL for n, m in seen.model.named_modules() if not m.training and _has_modes(m)]
+    if being_trained and not seen.model.training and odd:
+        measured = "the model is in evaluation mode, and there is an optimiser or a gradient: it is being trained"
+        why = "dropout does nothing and a batch norm's statistics stay as they are: what is trained is another network"
+        yield "warning", odd, measured, "training mode while it trains", why, "call model.train() before each epoch"
+
+
+@rule("statistics not run", _NORM, silences="first loss, activation scale, gradient slope")
+def _statistics(seen: Record) -> Found:
+    fresh = [n or MODEL for n, m in seen.model.named_modules() if not m.training and _never_run(m)]
+    if fresh:
+        why = "in evaluation mode these are what it normalises by: with mean 0 and variance 1 it does nothing"
+        action = "run some batches in training mode first, or load the buffers with the weights"
+        measured = "running mean 0 and running variance 1, as when it was built"
+        yield "warning", fresh, measured, "statistics of the data", why, action
+
+
+def _never_run(module: nn.Module) -> bool:
+    mean, var = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+    return isinstance(mean, Tensor) and isinstance(var, Tensor) and bool((mean == 0).all() and (var == 1).all())
+
+
+@rule("batch norm", _NORM, silences="same for all examples")
+def _batch_norm(seen: Record) -> Found:
+    norms = [r for r in seen.rows if getattr(r.module, "running_mean", None) is not None and is_norm(r.module)]
+    norms = [row for row in norms if "Instance" not in row.kind]
+    few = [row for row in norms if row.module.training and row.shape and row.shape[0] <= 2]
+    if few:
+        n = few[0].shape[0]
+        measured = f"in training mode, on a batch of {n}"
+        why = "mean and variance of one or two examples say more of these than of the data; of two numbers, only a sign"
+        action = "take a larger batch, or a norm within each example: GroupNorm or LayerNorm"
+        yield "warning", [row.name for row in few], measured, "statistics of eight examples or more", why, action
+    shared = [row for row in norms if len(set(row.sources)) > 1]
+    if shared:
+        measured = f"one norm after {', '.join(sorted(set(shared[0].sources)))}"
+        why = "its running statistics are then a mixture of what it sees in different places, and fit none of them"
+        yield "warning", [row.name for row in shared], measured, "one norm for one place", why, "build one for each place"
+    fast = [row for row in norms if (getattr(row.module, "momentum", None) or 0) > 0.5]
+    if fast:
+        measured = f"momentum {fast[0].module.momentum:g}, the share of the newest batch in the running statistics"
+        why = "evaluation then rests on the last few batches; elsewhere momentum means the share of the old ones"
+        action = f"momentum={1 - fast[0].module.momentum:.3g}, or the default, 0.1"
+        yield "warning", [row.name for row in fast], measured, "0.1 or less", why, action
+
+
+@rule("dropout", _RECIPE)
+def _dropout(seen: Record) -> Found:
+    large = [(name, share) for name, share in seen.watch.dropped if share >= 0.8]
+    if large:
+        measured = f"{large[0][1]:.0%} of the numbers are set to 0"
+        why = "p is the share that is dropped; elsewhere it was the share that is kept"
+        yield "warning", [name for name, _ in large], measured, "below 80%", why, f"p={1 - large[0][1]:.2g}, if that is meant"
+    always = dict(seen.watch.dropped) if not seen.model.training else seen.probe.dropped if seen.probe else {}
+    training = {n or MODEL for n, m in seen.model.named_modules() if m.training} if not seen.model.training else set()
+    always = {name: share for name, share in always.items() if name not in training}
+    if always:
+        share = next(iter(always.values()))
+        measured = f"in evaluation mode, {share:.0%} of the numbers are still set to 0"
+        why = "predictions are then random; functions drop unless they are told not to, whatever the mode"
+        action = "F.dropout(x, p, training=self.training), or the module nn.Dropout; dropout_p=0 in evaluation"
+        yield "warning", list(always), measured, "none", why, action
+
+
+@rule("called several times", _BUGS)
+def _repeatedly(seen: Record) -> Found:
+    again = [r for r in seen.weighted if 1 < r.calls <= 4 and r.sources[1:] == (r.name,) * (r.calls - 1)]
+    again = [row for row in again if not isinstance(row.module, (nn.RNNCellBase, nn.RNNBase))]
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in seen.model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    several = {m: n for m, n in names.items() if len({x.rpartition(".")[0] for x in n}) == 1 < len(n) and _holds(m)}
+    if several:
+        found = next(iter(several.values()))
+        measured = f"{', '.join(found)} are one and the same layer"
+        yield "warning", found, measured, *_ONE
+    elif again:
+        measured = f"it is called {again[0].calls} times, each time on its own output: one layer in {again[0].calls} places"
+        yield "warning", [row.name for row in again], measured, *_ONE
+
+
+_ONE = (
+    "a layer for each place",
+    "it has one set of weights for all of these places, and the network fewer parameters than it seems",
+    "build a new layer for each place; [layer] * n repeats one. Sharing on purpose is fine",
+)
+
+
+def _holds(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+@rule("inputs all the same", _RECIPE, silences="same for all examples, constant predictions, input scale")
+def _all_the_same(seen: Record) -> Found:
+    read = {name for name, _ in seen.watch.reads}
+    for name, x in seen.inputs.items():
+        one = x.numel() > 1 and x.dim() > 1 and len(x) > 1 and bool((x == x.flatten()[0]).all())
+        if one and (name in read or len(seen.inputs) == 1):
+            measured = f"all {x.numel()} numbers are {x.flatten()[0].item():g}"
+            why = "such a batch says nothing of its examples"
+            yield "warning", [name], measured, "examples that differ", why, "look at how the batch is made"
+
+
+@rule("not left as found", _RECIPE)
+def _lost(seen: Record) -> Found:
+    if seen.lost:
+        measured = f"{seen.lost[0]} has moved on and cannot be brought back"
+        why = "an iterator remembers where it is and cannot be copied; everything else is as it was"
+        yield "note", seen.lost, measured, "nothing that a forward pass uses up", why, "make it anew before training"
+
+
