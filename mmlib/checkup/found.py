@@ -58,7 +58,7 @@ _LEFT = frozenset(vars(nn.Module())) - {"_parameters", "_buffers"}  # hooks are 
 class AsFound:
     """What modules hold, their parameters' values and the random states of Python, NumPy and torch.
 
-    `rewind` brings all back; within, buffers are clones, since one changed in place would break a pending backward
+    `rewind` brings all back, for another pass; within, buffers are clones, since one changed in place would break a pending backward
     pass. `lost` names, after `restore`, what had moved and cannot be brought back: generators and other iterators.
     """
 
@@ -72,6 +72,7 @@ class AsFound:
         self._seen: set[int] = {id(p) for p, _ in self._parameters}
         for module, name in self._modules.items():
             self._keep(vars(module), name)
+        self.changes: dict[nn.Parameter, Tensor] = {}
         self._clone_buffers()
 
     def _clone_buffers(self) -> None:
@@ -108,9 +109,11 @@ class AsFound:
             self._keep(vars(x), name)
 
     def rewind(self) -> None:
-        """Everything as it was at first, for another pass."""
+        """Everything as it was at first, for another pass, but for `changes` that are added to parameters."""
         self.restore()
         self._clone_buffers()
+        for p, change in self.changes.items():
+            p.data.add_(change)
 
     def restore(self) -> None:
         """Everything as it was, the buffers' own tensors included."""

@@ -91,6 +91,10 @@ def _no_gradient(seen: Record) -> Found:
     elif not seen.connected:
         action = "look for detach, .data, no_grad, item, argmax, a comparison, or a tensor made anew of numbers"
         yield "error", ["loss_fn"], "the loss is connected to no parameter", "it is to every one", why, action
+    elif seen.watch.unconnected:
+        measured = f"a term of the loss, {seen.watch.unconnected[0]}, depends on nothing that trains"
+        action = "look at what it compares, and for detach and no_grad on the way there"
+        yield "warning", ["loss_fn"], measured, "every term reaches a parameter", "the term changes nothing", action
     elif cut:
         if cut[0].layer in seen.watch.called or cut[0].layer == MODEL:
             reason = "no path leads from the loss to it"

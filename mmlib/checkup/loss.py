@@ -124,6 +124,11 @@ def _squashed(seen: Record) -> Found:
         else:
             continue
         yield "error", [_end(seen)], measured, "raw logits", why, "leave the last activation out; the loss has its own"
+        return
+    if seen.watch.squashed:
+        measured = f"a softmax is taken of what comes out of {seen.watch.squashed[0]}"
+        why = "of numbers between 0 and 1 a softmax makes no probability near 0 or 1"
+        yield "error", [_end(seen)], measured, "a softmax of raw logits", why, "leave the first one out"
 
 
 @rule("logits where log-probabilities belong", _LOSS, silences="first loss, loss below its floor")
@@ -186,7 +191,7 @@ def _constant_targets(seen: Record) -> Found:
             continue
         value = t.flatten()[0].item()
         # An adversary's 1, an equation's 0, the pair at place 0 of a comparison: these are meant.
-        by_design = not term.layer if term.function in LABELS else value in (0, 1, -1)
+        by_design = not term.layer if term.function in LABELS else value in (1, -1) or (value == 0 and not term.layer)
         if not by_design:
             why = "a constant answers such a batch; with more than one class, chance hardly ever draws one"
             action = "shuffle the data; look at how the targets are made"
@@ -207,8 +212,12 @@ def _unused_outputs(seen: Record) -> Found:
             yield "warning", [_end(seen)], measured, "about one output for each label", why, action
 
 
-@rule("targets not used", _LOSS, silences="loss below its floor, first loss, zero gradient, no gradient")
+@rule("targets not used", _LOSS, silences="loss below its floor, first loss, zero gradient, no gradient, targets all the same")
 def _targets_not_used(seen: Record) -> Found:
+    if any(term.ignored for term in seen.terms):
+        why = "a loss over no target is 0 or nan, and so is its gradient"
+        action = "look at ignore_index, and at how the targets are made"
+        yield "error", ["targets"], "every target is one that ignore_index leaves out", "some that count", why, action
     given = [t for t in tensors(seen.targets) if t.numel() > 1 and (t != t.flatten()[0]).any()]
     if given and not seen.watch.targets_read and not any(_equal(t, x) for t in given for x in seen.inputs.values()):
         why = "a loss that never looks at the targets is the same for all of them"
@@ -264,7 +273,7 @@ def _first_loss(seen: Record) -> Found:
     terms = seen.terms
     value, uniform = sum(t.value for t in terms), sum(t.uniform for t in terms)
     limit = sum(t.uniform + _room(t) * (1 + 3 / math.sqrt(_independent(seen, t.target.numel()))) for t in terms)
-    if not terms or value <= limit:
+    if not terms or value <= limit or uniform <= 0:  # constant targets, which say nothing of the scale
         return
     loudest = max(seen.weighted, key=lambda row: row.gain, default=None)
     layer = loudest.name if loudest and loudest.gain > 2 else _end(seen)

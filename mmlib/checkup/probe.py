@@ -10,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmlib.checkup.found import AsFound, called, fresh, mapped, tensors
 from mmlib.checkup.row import is_layer, numbers
+from mmlib.checkup.traced import named
 from mmlib.checkup.watch import MODEL, dropout_share
 
 _FEW = 8
@@ -36,11 +37,15 @@ class _Light(TorchFunctionMode):
         self.names = {m: n.removeprefix("_orig_mod").lstrip(".") or MODEL for n, m in model.named_modules()}
         self.outputs: dict[str, Tensor] = {}
         self.dropped: dict[str, float] = {}
+        self.graph = False
         self._inside = MODEL
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if share := dropout_share(getattr(func, "__name__", ""), args, kwargs or {}):
+        name = getattr(func, "__name__", "")
+        if share := dropout_share(name, args, kwargs or {}):
             self.dropped[self._inside] = share
+        if name in _SPREAD_OVER_ROWS and not self.graph:
+            self.graph = _graph(name, args)
         return func(*args, **(kwargs or {}))
 
     @contextmanager
@@ -61,6 +66,18 @@ class _Light(TorchFunctionMode):
         out = next(tensors(output), None)
         if out is not None and out.is_floating_point():
             self.outputs[self.names[module]] = numbers(out)
+
+
+_SPREAD_OVER_ROWS = frozenset({"matmul", "__matmul__", "mm", "spmm", "index_add", "index_add_", "scatter_add"})
+_SPREAD_OVER_ROWS |= {"scatter_add_", "scatter_reduce", "scatter_reduce_"}
+
+
+def _graph(name: str, args: tuple) -> bool:
+    """Whether a call takes sums over examples by a matrix that nothing trains, or by places: a graph's edges."""
+    if "matm" in name or name in ("mm", "spmm"):
+        a, b = args[0], args[1]
+        return a.dim() == 2 and not a.requires_grad and a.shape[0] == a.shape[1] == b.shape[0] and b.requires_grad
+    return len(args) > 1 and args[1] == 0
 
 
 def _passes(model: nn.Module, inputs: Any, kept: AsFound) -> tuple[list[Tensor], _Light]:
@@ -163,6 +180,7 @@ def _probed(model: nn.Module, inputs: Any, n: int, kept: AsFound, time: int | No
             again, _ = _passes(model, sideways, kept)
             apart = _apart(before[0].movedim(1, 0), again[0].movedim(1, 0), width, max(1, width // 2))
             mixed = 0.0 if apart and apart[1] <= _MOVED else mixed
+    mixed = 0.0 if light.graph else mixed
     mixes = ""
     if mixed > _MOVED:
         order = [k for k, a in light.outputs.items() if a.dim() and len(a) == n and k in other.outputs]
@@ -186,16 +204,17 @@ def _affine(before: _Light, after: _Light, last: str, n: int, half: int, step: f
     return gap > 1e-3 * a.abs().max().item() and off <= 1e-3 * gap * max(1.0, abs(step))
 
 
-def sees_ahead(model: nn.Module, inputs: Any, time: int, kept: AsFound) -> bool | None:
-    """Whether outputs of the first half of a sequence change with its second half; None if it cannot be told."""
-    first = next(tensors(inputs))
+def sees_ahead(model: nn.Module, inputs: Any, name: str, time: int, kept: AsFound) -> bool | None:
+    """Whether outputs of the first half of a sequence change with the second half of the input of that name; None if
+    it cannot be told."""
+    first = named(inputs)[name]
     length, n = first.shape[time], first.shape[1 - time]
     half = length // 2
     if half < 1 or n < 2:
         return None
 
     def change(x: Tensor) -> Tensor:
-        if x.shape[:2] != first.shape[:2]:
+        if x is not first:
             return x
         return torch.cat([x.narrow(time, 0, half), x.narrow(time, half, length - half).roll(1, 1 - time)], time)
 

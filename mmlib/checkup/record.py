@@ -118,27 +118,32 @@ def _norms(grads: dict[nn.Parameter, Tensor | None]) -> tuple[dict[nn.Parameter,
     """The norm of each gradient, and which are 0."""
     norms = {p: torch.linalg.vector_norm(g.abs() if g.is_complex() else g).item() for p, g in grads.items() if g is not None}
     largest = max((x for x in norms.values() if math.isfinite(x)), default=0.0)
-    return norms, {p for p, x in norms.items() if x <= 100 * torch.finfo(p.dtype).eps * largest}
+    return norms, {p for p, x in norms.items() if x <= min(100 * torch.finfo(p.dtype).eps, 1e-4) * largest}
 
 
 def _stuck(run: Callable[[], Tensor], grads: dict, zero: set[nn.Parameter], kept: AsFound) -> set[nn.Parameter]:
     """Those whose gradient is 0 still after three small steps of all that have one."""
-    steps: dict[nn.Parameter, Tensor] = {}
     for _ in range(3):
-        norms, now = _norms(grads)
-        for p, g in grads.items():
-            if norms.get(p) and p not in now and math.isfinite(norms[p]):
-                size = max(0.02 * p.detach().abs().mean().item(), 0.01)
-                steps[p] = steps.get(p, 0) - size * math.sqrt(p.numel()) / norms[p] * g
+        kept.changes = _stepped(grads, kept.changes)
         kept.rewind()
-        for p, step in steps.items():
-            p.data.add_(step)
         grads = _gradients(run(), list(grads))
         zero = zero & _norms(grads)[1]
         if not zero:
             break
+    kept.changes = {}
     kept.rewind()
     return zero
+
+
+def _stepped(grads: dict, before: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+    """The changes after one more small step, of the same relative size for all that have a gradient."""
+    norms, zero = _norms(grads)
+    steps = dict(before)
+    for p, g in grads.items():
+        if norms.get(p) and p not in zero and math.isfinite(norms[p]):
+            size = max(0.02 * p.detach().abs().mean().item(), 0.01)
+            steps[p] = steps.get(p, 0) - size * math.sqrt(p.numel()) / norms[p] * g
+    return steps
 
 
 def _owner(parameter: str, layers: set[str]) -> str:
@@ -214,7 +219,8 @@ def _record(
         found, sign = by_hand(outputs, expected, loss.item())
         terms = [found] if found else []
     layers = {row.name for row in watch.rows.values() if row.module is not None}
-    shift, time = shift_of(inputs, [t.target for t in terms] or list(tensors(expected)))
+    biases = {p for name, p in names.items() if "bias" in name}
+    shift, time, shifted = shift_of(inputs, [t.target for t in terms] or list(tensors(expected)))
     matrices = [name.rpartition(".")[0] for name, p in names.items() if p.dim() > 1]
     last = next((row.name for row in [*watch.rows.values()][::-1] if row.name in matrices and row.module), "")
     if bad:
@@ -222,21 +228,25 @@ def _record(
         broken = located(model, given, expected, loss_fn)
     else:
         matrix_zero = {p for p in zero if p.dim() > 1}
-        if matrix_zero and len(zero) < len(norms):
+        if matrix_zero and any(norms.values()):
             stuck = _stuck(run, grads, zero, kept)
+        elif matrix_zero and loss.item():
+            stuck = zero
         if optimizer is not None:
             kept.rewind()
             own = {name: grads[p] for name, p in model.named_parameters() if grads.get(p) is not None}
 
             def after(stepped: nn.Module) -> float:
-                with torch.no_grad():
-                    return loss_fn(called(stepped, fresh(given)), fresh(expected)).item()
+                return loss_fn(called(stepped, fresh(given)), fresh(expected)).item()
 
             taken = take(model, optimizer, own, after)
+        begins = {p for p, g in grads.items() if norms.get(p) and not p.any() and p not in biases}
+        kept.changes = {p: step for p, step in _stepped(grads, {}).items() if p in begins}  # on purpose; it will move
         if not by_design(model, inputs, _batch(inputs, expected)):
             seen = probe(model, given, expected, kept, time, last)
         if shift is not None:
-            ahead = sees_ahead(model, given, time, kept)
+            ahead = sees_ahead(model, given, shifted, time, kept)
+        kept.changes = {}
     kept.rewind()
     parameters = [
         Parameter(

@@ -59,7 +59,8 @@ class Row:
 
     `flat` is the share of elements where |phi'| is below 2 % of its largest value, `dead` says which units are so for
     every example, `on` which get a positive input from every example. `spread` is the rms of a unit's deviations over
-    the examples, relative to `rms`. `sources` are the rows that each call read from.
+    the examples, relative to `rms`. `sources` are the layers that each call read from, through
+    activation functions, and `raw` is the one that the last call read from with nothing between.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Row:
     gradient_abs: Tensor | float = 0.0
     norm: str = ""  # the norm that reads this output
     sources: tuple[str, ...] = ()
+    raw: str = ""
 
     @property
     def rms(self) -> float:

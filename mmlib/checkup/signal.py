@@ -8,7 +8,7 @@ from itertools import pairwise
 from mmlib import meanfield
 from mmlib.activations import TANH
 from mmlib.checkup.record import Record
-from mmlib.checkup.row import BOUNDED, RECTIFIERS, Row, numbers
+from mmlib.checkup.row import BOUNDED, RECTIFIERS, Row, is_norm, numbers
 from mmlib.checkup.rules import Found, rule
 
 _SCALE, _SATURATION = "6 Choosing the scale", "4 Saturation"
@@ -83,6 +83,12 @@ def _saturation(seen: Record) -> Found:
         )
         action = "draw the weights before it with gain/sqrt(fan_in), and normalise what comes in"
         yield "warning", [row.name for row in found], measured, healthy, why, action
+    peaked = {name: share for name, share in seen.watch.peaked.items() if share > 0.5}
+    if peaked and not seen.trained:
+        measured = f"{max(peaked.values()):.0%} of the rows of the softmax after it have one entry above 0.99"
+        why = "where a softmax has made its choice its slope is next to 0; scores q k of d numbers have std sqrt(d)"
+        action = "divide the scores by sqrt(d), and draw the weights before them with gain/sqrt(fan_in)"
+        yield "warning", list(peaked), measured, "below half", why, action
 
 
 def _answers(seen: Record, row: Row) -> bool:
@@ -97,6 +103,7 @@ def _saturated(std: float) -> float:
 
 
 DECADES = 2
+_FAINT = 0.03
 HEALTHY_DECADES = f"less than a factor {10**DECADES} over the depth"
 WHY_DECADES = (
     "one learning rate must fit all layers: where one end moves by 1/1000 a step, the other would by 1/10 or 1e-5"
@@ -118,6 +125,14 @@ def _activation_scale(seen: Record) -> Found:
         why = f"{WHY_DECADES}; each layer multiplies the scale by gain * sqrt(E phi^2), which kaiming sets to 1"
         action = "draw the weights with kaiming(activation), or put a norm after each layer"
         yield "warning", [rows[0].name, rows[-1].name], measured, HEALTHY_DECADES, why, action
+        return
+    plain = [row for row in rows if row.square_in > 0 and not row.norm and not is_norm(row.module)]
+    if len(plain) > 1 and max(row.gain for row in plain) < _FAINT:
+        worst = max(plain, key=lambda row: row.gain)
+        measured = f"each layer's output is {worst.gain:.1g} of its input or less: too small"
+        why = "what reaches the end is too faint to learn from, and the gradient loses as much on its way back"
+        action = "draw the weights with kaiming(activation), not with a fixed small std"
+        yield "warning", [row.name for row in plain], measured, f"above {_FAINT}", why, action
 
 
 SPREAD = 1e-3
@@ -128,11 +143,17 @@ def _collapsed(seen: Record) -> Found:
     rows = [row for row in seen.rows if row.spread is not None and "Embedding" not in row.kind]
     last = seen.weighted[-1] if seen.weighted else None
     first = next((row for row in rows if row.spread < SPREAD), None)
-    if first and last and first is not last and (last.spread or 0) < SPREAD:
+    begins = seen.probe is not None and not seen.probe.constant and _starts_at_zero(seen)
+    if first and last and first is not last and (last.spread or 0) < SPREAD and not begins:
         measured = f"its output varies over the examples by {first.spread:.1g} of its size{after(first)}"
         why = "what no longer depends on the input cannot be told apart by any later layer; 1/1000 is near rounding"
         action = "look for a norm over one feature, a huge bias, or a mean or softmax over the wrong axis"
         yield "error", [first.name], measured, f"above {SPREAD}", why, action
+
+
+def _starts_at_zero(seen: Record) -> bool:
+    """Whether some weights are 0 and will move."""
+    return any(p.norm and "bias" not in p.name and not p.data.any() for p in seen.parameters)
 
 
 def hidden(seen: Record) -> list[Row]:

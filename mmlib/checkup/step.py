@@ -32,9 +32,22 @@ def _uphill(seen: Record) -> Found:
         yield "error", ["optimizer"], measured, "below 0", why, "look for maximize=True, a negative rate, or its sign"
 
 
+@rule("optimiser settings", _DASHBOARD, silences="step size")
+def _settings(seen: Record) -> Found:
+    group = seen.taken.settings if seen.taken else {}
+    typical = statistics.median([p.norm / math.sqrt(p.data.numel()) for p in seen.parameters if p.norm] or [0.0])
+    if group.get("momentum", 0) >= 1:
+        measured, why = f"momentum {group['momentum']:g}", "at 1 or more, no earlier gradient is ever forgotten"
+        yield "error", ["optimizer"], measured, "below 1, usually 0.9", why, "momentum=0.9"
+    elif seen.taken and seen.taken.optimizer in _ADAPTIVE and group.get("eps", 0) > max(1e-3, 10 * typical):
+        measured = f"eps {group['eps']:g}, where gradients are about {typical:.1g}"
+        why = "what the gradient is divided by is then eps: the method no longer adapts, and its steps are small"
+        yield "warning", ["optimizer"], measured, "far below the gradients", why, "leave eps at its default"
+
+
 @rule("weight decay", _DASHBOARD, silences="step size")
 def _decay(seen: Record) -> Found:
-    if seen.taken and seen.taken.decay > 3:
+    if seen.taken and seen.taken.decay > 5 and not seen.trained:
         measured = f"weight decay makes {seen.taken.decay:.2g} times as large a step as the gradient"
         why = "the weights then shrink towards 0 whatever the data say"
         yield "warning", ["optimizer"], measured, "the smaller part of the step", why, "take a tenth of it, or less"
@@ -43,9 +56,9 @@ def _decay(seen: Record) -> Found:
 @rule("step size", _DASHBOARD)
 def _step_size(seen: Record) -> Found:
     taken = seen.taken if seen.taken and seen.taken.changes else None
-    room = 0.5 if taken else 0.0  # an adaptive method's first step is its largest, and more than rank one
+    room = 0.5 if taken and taken.optimizer in _ADAPTIVE else 0.0  # an adaptive method's first step is its largest, and more than rank one
     rows = [(row, u, _outweighs(seen, row) + room) for row in seen.weighted if (u := update_data(seen, row)) is not None]
-    if not rows and not taken:
+    if not rows and not (taken and not any(taken.changes.values())):
         return
     middle = statistics.median([u for _, u, _ in rows] or [-math.inf])
     beyond = statistics.median([u - limit for _, u, limit in rows] or [-math.inf])

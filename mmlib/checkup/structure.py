@@ -36,31 +36,46 @@ def _mixed(seen: Record) -> Found:
 
 @rule("constant predictions", _BUGS, silences="zero gradient")
 def _constant(seen: Record) -> Found:
-    if seen.probe and seen.probe.constant and not _starts_at_zero(seen):
+    if seen.probe and seen.probe.constant:
         measured = "in evaluation mode, no output changes as the inputs do"
         why = "there is nothing that could tell one example from another"
         action = "look for an input that is not used, overwritten, or multiplied by 0, and for a mask that hides it all"
         yield "error", [MODEL], measured, "outputs that depend on the inputs", why, action
 
 
-def _starts_at_zero(seen: Record) -> bool:
-    """Whether parameters that are 0 and will move explain it."""
-    return any(p.data.dim() >= 1 and not p.data.any() and p.norm and "bias" not in p.name for p in seen.parameters)
-
-
 @rule("no activation", "1 Where the signal goes")
 def _affine(seen: Record) -> Found:
     rows = [row for row in seen.weighted if "Embedding" not in row.kind and row.gradient is not None]
     first = {layer for _, layer in seen.watch.reads}
+    why = "affine functions of affine functions are affine; no depth or width adds anything"
+    action = "put an activation function between them, and use what it returns"
+    healthy = "a function that bends between layers"
     if not seen.probe or not seen.probe.affine or len(rows) < 2 or rows[-1].name in first:
+        if pairs := _in_a_row(seen):
+            a, b = pairs[0]
+            measured = f"{b.name} reads what {a.name} puts out, with nothing between them"
+            yield "warning", [a.name for a, _ in pairs], measured, healthy, why, action
         return
     widths = [row.shape[row.axis] for row in rows if row.shape]
     narrow = len(rows) == 2 and widths[0] < widths[1] and widths[0] < _fan_in(rows[0])  # a factorisation in two
     if not narrow:
         measured = f"in evaluation mode, {len(rows)} layers together do what one would: their output is affine"
-        why = "affine functions of affine functions are affine; no depth or width adds anything"
-        action = "put an activation function between them, and use what it returns"
-        yield "warning", [row.name for row in rows[:-1]], measured, "a function that bends between layers", why, action
+        yield "warning", [row.name for row in rows[:-1]], measured, healthy, why, action
+
+
+def _in_a_row(seen: Record) -> list[tuple[Row, Row]]:
+    """Layers of one kind that read what another put out as it is, and are not narrower between than at both ends."""
+    by_name, pairs = {row.name: row for row in seen.weighted}, []
+    for row in seen.weighted:
+        before, parent = by_name.get(row.raw), row.name.rpartition(".")[0]
+        chain = parent == row.raw.rpartition(".")[0] and isinstance(seen.model.get_submodule(parent), nn.Sequential)
+        if before is None or not chain or row.kind != before.kind or not isinstance(row.module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            continue
+        weight, width = row.module.weight, before.shape[before.axis]
+        if getattr(row.module, "groups", 1) == getattr(before.module, "groups", 1) == 1:
+            if weight[0, 0].numel() == before.module.weight[0, 0].numel() and width >= min(len(weight), _fan_in(before)):
+                pairs.append((before, row))
+    return pairs
 
 
 def _fan_in(row: Row) -> int:
@@ -78,6 +93,10 @@ def _sees_target(seen: Record) -> Found:
     elif seen.shift == 0 and seen.ahead is False and _labels(seen):
         measured = "the targets are the inputs themselves, not one step on, and each output sees its own"
         yield "error", ["targets"], measured, "the target of a position is the next input", why, "shift the targets by one"
+    elif seen.shift == 2:
+        measured = "the targets are the inputs two steps on"
+        why = "where the model, the loss or a library shifts by one as well as the data, one step is skipped"
+        yield "warning", ["targets"], measured, "one step on", why, "shift once"
     elif seen.shift is None:
         for name, x in seen.inputs.items():
             t = seen.targets
@@ -179,6 +198,9 @@ def _dropout(seen: Record) -> Found:
         measured = f"{large[0][1]:.0%} of the numbers are set to 0"
         why = "p is the share that is dropped; elsewhere it was the share that is kept"
         yield "warning", [name for name, _ in large], measured, "below 80%", why, f"p={1 - large[0][1]:.2g}, if that is meant"
+    if any(term.passed == "dropout" for term in seen.terms):
+        why = "what is dropped of the predictions is an error that nothing can learn to avoid"
+        yield "warning", [seen.watch.dropped[-1][0]], "the predictions themselves are dropped", "none", why, "drop before the last layer"
     always = dict(seen.watch.dropped) if not seen.model.training else seen.probe.dropped if seen.probe else {}
     training = {n or MODEL for n, m in seen.model.named_modules() if m.training} if not seen.model.training else set()
     always = {name: share for name, share in always.items() if name not in training}

@@ -1,6 +1,7 @@
 """The optimiser's next step, taken on a copy and measured."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ class Taken(NamedTuple):
     decay: float
     fresh: bool
     refused: str
+    settings: dict[str, float]
 
 
 def check_optimizer(optimizer: object, model: nn.Module) -> None:
@@ -56,6 +58,23 @@ def _step(
     return model, {name: p.detach() - before[name] for name, p in parameters.items()}
 
 
+def _numbers(group: dict) -> dict[str, float]:
+    return {key: value for key, value in group.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+
+
+def _norm(x: dict[str, Tensor], names: Iterable[str]) -> float:
+    return math.sqrt(sum(torch.linalg.vector_norm(x[n]).item() ** 2 for n in names))
+
+
+def _coupled(model: nn.Module, optimizer: torch.optim.Optimizer, grads: dict[str, Tensor]) -> float:
+    """How many times larger than the gradient the decay is that is added to it, before both are divided by their size."""
+    if "AdamW" in type(optimizer).__name__ or any(g.get("decoupled_weight_decay") for g in optimizer.param_groups):
+        return 0.0
+    rate = {id(p): g.get("weight_decay", 0.0) for g in optimizer.param_groups for p in g["params"]}
+    own = {n: rate.get(id(p), 0.0) * p.detach() for n, p in model.named_parameters() if n in grads}
+    return _norm(own, grads) / max(_norm(grads, grads), 1e-30)
+
+
 def take(
     model: nn.Module, optimizer: torch.optim.Optimizer, grads: dict[str, Tensor], loss: Callable[[nn.Module], float]
 ) -> Taken:
@@ -65,14 +84,14 @@ def take(
     missing = [name for name, p in model.named_parameters() if name in grads and id(p) not in held]
     name, lr = type(optimizer).__name__, float(max(group["lr"] for group in groups))
     scheduled = any("initial_lr" in group for group in groups)
-    state = Taken(name, lr, scheduled, missing, {}, 0.0, 0.0, 0.0, not optimizer.state, "")
+    state = Taken(name, lr, scheduled, missing, {}, 0.0, 0.0, 0.0, not optimizer.state, "", _numbers(groups[0]))
     try:
         stepped, changes = _step(model, optimizer, grads)
         decay = 0.0
         if any(group.get("weight_decay") for group in groups):
             plain = _step(model, optimizer, grads, decay=False)[1]
-            size = sum((changes[n] - plain[n]).square().sum().item() for n in grads) ** 0.5
-            decay = size / max(sum(plain[n].square().sum().item() for n in grads) ** 0.5, 1e-30)
+            size = _norm({n: changes[n] - plain[n] for n in grads}, grads)
+            decay = max(size / max(_norm(plain, grads), 1e-30), _coupled(model, optimizer, grads))
     except TypeError as error:
         if "closure" not in str(error):
             raise

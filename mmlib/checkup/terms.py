@@ -84,7 +84,8 @@ class Term(NamedTuple):
     """One call of a loss function: its value, that for a prediction that knows nothing of the inputs, and the least.
 
     `outside` describes the first target that is out of range, `passed` is the name of the activation function that the
-    prediction came out of, if any, `layer` that of the layer that put it out, if it is a layer's own output.
+    prediction came out of, if any, `layer` that of the layer that put it out, if it is a layer's own output; `ignored`
+    says that every target is one that the loss leaves out.
     """
 
     function: str
@@ -94,6 +95,7 @@ class Term(NamedTuple):
     uniform: float
     best: float
     outside: str
+    ignored: bool = False
     passed: str = ""
     layer: str = ""
 
@@ -107,6 +109,8 @@ def term(name: str, func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, 
     call.apply_defaults()
     given = call.arguments
     prediction, target = given["input"], given["target"]
+    if not isinstance(target, Tensor) or not prediction.numel() or not target.numel():
+        return func(*args, **kwargs), None
     outside = _outside(name, prediction, target, given.get("ignore_index"))
     if outside and name in LABELS and not target.is_floating_point():
         given["target"] = target.clamp(0, classes(prediction) - 1)
@@ -119,7 +123,9 @@ def term(name: str, func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, 
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             levels.append(func(*call.args, **call.kwargs).mean().item())
-    return value, Term(name, prediction.detach(), target.detach(), value.detach().mean().item(), *levels, outside)
+    ignored = name in LABELS and not target.is_floating_point() and bool((target == given["ignore_index"]).all())
+    mean = value.detach().mean().item()
+    return value, Term(name, prediction.detach(), target.detach(), mean, *levels, outside, ignored)
 
 
 def _outside(name: str, prediction: Tensor, target: Tensor, ignored: int | None) -> str:

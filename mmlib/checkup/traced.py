@@ -1,6 +1,7 @@
 """Where things come from: the weights of a graph, the line of a nan, the targets of a sequence."""
 
 import linecache
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -65,23 +66,24 @@ def unregistered_in(model: nn.Module, outputs: list[Tensor], known: set[int]) ->
     return list(dict.fromkeys(where.get(id(x), f"a tensor {tuple(x.shape)} made in forward") for x in strange))
 
 
-def shift_of(inputs: dict[str, Tensor], targets: list[Tensor]) -> tuple[int | None, int | None]:
-    """1 if the targets are the inputs one step on, 0 if they are the inputs, and the axis of time."""
-    for x in inputs.values():
+def shift_of(inputs: dict[str, Tensor], targets: list[Tensor]) -> tuple[int | None, int | None, str]:
+    """By how many steps targets run ahead of an input, 0 to 2, the axis of time, and the input's name."""
+    for name, x in inputs.items():
         if x.dim() < 2 or x.shape[1] < 3 or x.is_complex() or x.dtype == torch.bool:
             continue
         for t in targets:
-            if t.numel() == x.numel() and torch.equal(t.reshape(-1), x.reshape(-1).to(t.dtype)):
-                return 0, 1
-            for time in (1, 0):
-                n = x.shape[time] - 1
-                if n < 2:
+            for steps, time in ((0, 1), (1, 1), (1, 0), (2, 1)):
+                length = x.shape[time]
+                n, whole = length - steps, t.numel() * length // x.numel()
+                if n < 2 or (steps == 2 and x.is_floating_point()):  # of numbers, a forecast may well look further
                     continue
-                on = x.narrow(time, 1, n)
-                whole = t.reshape(x.shape).narrow(time, 0, n) if t.numel() == x.numel() else t
-                if whole.numel() == on.numel() and torch.equal(whole.reshape(-1), on.reshape(-1).to(t.dtype)):
-                    return 1, time
-    return None, None
+                shape = [*x.shape]
+                shape[time] = whole if n <= whole <= length else n
+                if t.numel() != math.prod(shape):
+                    continue
+                if torch.equal(t.reshape(shape).narrow(time, 0, n), x.narrow(time, steps, n).to(t.dtype)):
+                    return steps, time, name
+    return None, None, ""
 
 
 class _Locate(TorchFunctionMode):

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from mmlib.activations import Activation
 from mmlib.checkup.found import tensors
 from mmlib.checkup.row import BOUNDED, RECTIFIERS, Row, is_layer, is_norm, mean_square, numbers, units_axis
-from mmlib.checkup.terms import LOSSES, Term, term
+from mmlib.checkup.terms import LOSSES, REGRESSION, Term, term
 
 MODEL = "(model)"
 _FROM_OUTPUT = BOUNDED | {"relu"}  # whose output tells the slope
@@ -59,11 +59,15 @@ class Watch(TorchFunctionMode):
         self.dropped: list[tuple[str, float]] = []  # where, and what share
         self.reads: list[tuple[str, str]] = []  # an input, and the layer that takes it as it is
         self.data: set[int] = set()  # what forward itself made require a gradient
+        self.squashed: list[str] = []  # what a second softmax was taken of
+        self.peaked: dict[str, float] = {}  # the share of a softmax's rows that have one entry above 0.99
+        self.unconnected: list[str] = []  # loss functions of what nothing trains
         self.broadcast: tuple[tuple[int, ...], tuple[int, ...]] | None = None
         self.forward, self.targets_read = True, False
-        self._running: list[tuple[nn.Module, float, str]] = []
+        self._running: list[tuple[nn.Module, float, str, str]] = []
         self._last: Row | None = None
         self._written: dict[int, tuple[Tensor, Row]] = {}  # kept, so that no other tensor gets its place in memory
+        self._source: dict[int, tuple[Tensor, str]] = {}  # the same, also of what functions made of it elementwise
         self._activated: tuple[str, Tensor] | None = None
         self._raw: dict[int, tuple[Tensor, frozenset[str]]] = {id(x): (x, frozenset({n})) for n, x in inputs.items()}
         self._sides: dict[int, tuple[Tensor, str, bool]] = {}  # in the loss: of outputs, targets; an axis added
@@ -95,22 +99,23 @@ class Watch(TorchFunctionMode):
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if not self.forward:  # a checkpointed layer runs again in the backward pass
             return
-        square, source = 0.0, ""
+        square, source, raw = 0.0, "", ""
         if module in self.layers and not in_transform():
             first = next((x for x in tensors([args, kwargs]) if x.is_floating_point() or x.is_complex()), None)
             if first is not None:
                 square = mean_square(numbers(first))
-                source = self._written[first.data_ptr()][1].name if first.data_ptr() in self._written else ""
-                if is_norm(module) and source:
+                source = self._source.get(first.data_ptr(), (first, ""))[1]
+                raw = self._written[first.data_ptr()][1].name if first.data_ptr() in self._written else ""
+                if is_norm(module) and first.data_ptr() in self._written:
                     self._written[first.data_ptr()][1].norm = self.names[module]
                 elif not is_norm(module):
                     self.reads += [(n, self.names[module]) for n in self._raw.get(id(first), (first, ()))[1]]
-        self._running.append((module, square, source or (self._last.name if self._last else "")))
+        self._running.append((module, square, source, raw))
 
     def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         if not self.forward:
             return
-        _, square, source = self._running.pop()
+        _, square, source, raw = self._running.pop()
         name, error = self.names[module], sys.exc_info()[1]
         if output is None and error is not self._noted:
             error.add_note(f"checkup: raised in layer {name!r}")
@@ -130,9 +135,15 @@ class Watch(TorchFunctionMode):
             row.see_activation(None, out, -1)
         row.square_in += square
         row.sources += (source,)
+        row.raw = raw
         self._see(row, out, units_axis(module, out))
         self._last = row
         self._written[out.data_ptr()] = out.detach(), row
+        self._source[out.data_ptr()] = out.detach(), name
+
+    def _passes_on(self, given: Any, output: Any) -> None:
+        if isinstance(given, Tensor) and isinstance(output, Tensor) and given.data_ptr() in self._source:
+            self._source[output.data_ptr()] = output.detach(), self._source[given.data_ptr()][1]
 
     def _see(self, row: Row, output: Tensor, axis: int) -> None:
         row.see(output, axis)
@@ -151,24 +162,35 @@ class Watch(TorchFunctionMode):
     def _in_loss(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
         mine = [self._sides[id(x)] for x in (*args, *kwargs.values()) if id(x) in self._sides]
         self.targets_read |= any("t" in side for _, side, _ in mine)
-        handler = self._loss if name in LOSSES and not in_transform() else None
+        handler = self._loss if name in LOSSES else self._end if name in _ENDS else None
+        handler = None if in_transform() else handler
         output = handler(name, func, args, kwargs) if handler else func(*args, **kwargs)
         if not mine or not isinstance(output, Tensor):
             return output
-        if name in _ELEMENTWISE and len(mine) == 2 and {"o", "t"} == {side for _, side, _ in mine}:
+        if name in _ELEMENTWISE and len(mine) == 2 and sorted(side for _, side, _ in mine) in (["o", "t"], ["ot", "t"]):
             (a, of_a, new_a), (b, _, new_b) = mine
             # With an axis added on both sides, or with one added and as many axes on both, it is meant.
-            accident = not new_a and not new_b or (new_a != new_b and a.dim() != b.dim())
+            accident = not (new_a or new_b) or (new_a != new_b and a.dim() != b.dim())
             if accident and output.numel() > max(a.numel(), b.numel()):
                 shapes = tuple(a.shape), tuple(b.shape)
-                self.broadcast = self.broadcast or (shapes if of_a == "o" else shapes[::-1])
+                self.broadcast = self.broadcast or (shapes if "o" in of_a else shapes[::-1])
+        elif name in _ELEMENTWISE and len(mine) == 1 and not mine[0][2] and len(args) == 2:
+            shapes = [tuple(x.shape) for x in args if isinstance(x, Tensor)]
+            if len(shapes) == 2 and set(shapes) == {(n := output.shape[0],), (n, 1)} and n > 1:  # say, of weights
+                self.broadcast = self.broadcast or tuple(shapes)
         side = "".join(sorted({letter for _, side, _ in mine for letter in side}))
         added = any(new for *_, new in mine) or output.dim() > max(x.dim() for x, *_ in mine)
         self._sides[id(output)] = output, side, added
         return output
 
     def _loss(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+        if name in REGRESSION and len(args) >= 2 and args[1].requires_grad and not args[0].requires_grad:
+            args = (args[1], args[0], *args[2:])  # the other way round, which for these is the same
         value, seen = term(name, func, args, kwargs)
+        if seen is None:
+            return value
+        if not value.requires_grad:
+            self.unconnected.append(name)
         pointer = seen.prediction.data_ptr()
         activated = self._activated is not None and self._activated[1].data_ptr() == pointer
         layer = self._written[pointer][1].name if pointer in self._written else ""
@@ -193,17 +215,29 @@ class Watch(TorchFunctionMode):
             row.see_activation(x, output, axis, phi)
         self._see(row, output, axis)
         self._activated = name, output
+        self._passes_on(args[0], output)
         return output
 
     def _end(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
+        given = args[0] if args and isinstance(args[0], Tensor) else None
+        if name.endswith("softmax") and given is not None and self._activated is not None:
+            if self._activated[0] in ("softmax", "sigmoid") and self._activated[1].data_ptr() == given.data_ptr():
+                self.squashed.append(self._activated[0])
         output = func(*args, **kwargs)
         self._activated = name, output
+        self._passes_on(given, output)
+        if name == "softmax" and self.forward and output.dim() > 2 and output.shape[-1] >= 4:
+            share = (output.detach().amax(-1) > 0.99).float().mean().item()
+            self.peaked[self._last.name if self._last else MODEL] = share
         return output
 
     def _drop(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
+        output = func(*args, **kwargs)
+        self._passes_on(args[0], output)
         if share := dropout_share(name, args, kwargs):
             self.dropped.append((self._here(), share))
-        return func(*args, **kwargs)
+            self._activated = "dropout", output
+        return output
 
     def _here(self) -> str:
         return self.names[self._running[-1][0]] if self._running else MODEL
