@@ -32,7 +32,7 @@ TOO_SMALL = kind("rate too small", "step size")
 NOT_HELD = kind("parameters that the optimiser does not hold", "not in the optimiser")
 OTHER_MODEL = kind("an optimiser of another model", "not in the optimiser, raises ValueError")
 DECAY = kind("weight decay far too large", "weight decay", "step size")
-SETTINGS = kind("an optimiser with wrong settings", "step goes uphill", "step size")
+SETTINGS = kind("an optimiser with wrong settings", "step goes uphill, optimiser settings", "step size")
 
 
 @fault(TOO_LARGE)
