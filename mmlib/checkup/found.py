@@ -88,7 +88,7 @@ class AsFound:
         self._seen.add(id(x))
         if isinstance(x, Tensor):
             if x.is_leaf and not x.is_inference():
-                self._undo.append(lambda value=x.detach().clone(): _put_back(x, value))
+                self._undo.append(lambda value=x.detach().clone(): x.data.copy_(value))
         elif isinstance(x, np.ndarray):
             self._undo.append(lambda value=x.copy(): np.copyto(x, value))
         elif isinstance(x, torch.Generator):
@@ -119,18 +119,12 @@ class AsFound:
         """Everything as it was, the buffers' own tensors included."""
         for undo in self._undo:
             undo()
-        for p, value in self._parameters:
-            _put_back(p, value)
+        if self._parameters:  # through .data, which a pending backward pass does not notice
+            torch._foreach_copy_([p.data for p, _ in self._parameters], [value for _, value in self._parameters])
         random.setstate(self._states[0])
         np.random.set_state(self._states[1])
         torch.set_rng_state(self._states[2])
         self.lost = [name for name, x, mark in self._marks if _mark(x) != mark]
-
-
-def _put_back(x: Tensor, value: Tensor) -> None:
-    """Through .data, which leaves the counter alone by which a pending backward pass notices a change."""
-    if not torch.equal(x.detach(), value):
-        x.data.copy_(value)
 
 
 def _refill(x: Any, value: Any) -> None:
@@ -164,6 +158,7 @@ def copied(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Modul
     """
     held = [x for m in model.modules() for x in tensors(list(vars(m).values())) if not x.is_leaf]
     memo: dict[int, Any] = {id(x): x.detach().clone() for x in held}  # deepcopy copies only leaves
+    memo |= {id(x): x for m in model.modules() for x in vars(m).values() if hasattr(x, "__next__")}  # cannot be copied
     try:
         model = copy.deepcopy(model, memo)
     except Exception as error:

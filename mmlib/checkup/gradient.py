@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.checkup.record import Record
+from mmlib.checkup.row import is_zero
 from mmlib.checkup.rules import Found, rule
 from mmlib.checkup.signal import HEALTHY_DECADES, WHY_DECADES, hidden, is_steep, slope
 from mmlib.checkup.watch import MODEL
@@ -20,7 +21,7 @@ _SCALE, _DASHBOARD = "6 Choosing the scale", "13 The dashboard"
     "constant predictions, first loss",
 )
 def _zero_weights(seen: Record) -> Found:
-    zero = [p.layer for p in seen.parameters if p.data.dim() > 1 and p.stuck and not p.data.any()]
+    zero = [p.layer for p in seen.parameters if p.data.dim() > 1 and p.stuck and is_zero(p.data)]
     if zero:
         measured = f"all its weights are 0, and so is their gradient, as in {len(set(zero))} layers; it stays so"
         why = "the gradient passes back through the weights: with two zero layers in a row neither gets one"
@@ -84,7 +85,9 @@ def _same_rows(x: Tensor | None) -> bool:
 @rule("no gradient", _DASHBOARD, silences="constant predictions")
 def _no_gradient(seen: Record) -> Found:
     trained = [p for p in seen.parameters if p.data.requires_grad]
+    reached = {p.layer for p in trained if p.grad is not None}
     cut = [p for p in trained if p.grad is None and not _routed(seen, p.layer)]
+    cut = [p for p in cut if p.data.dim() > 1 or p.layer not in reached]  # a constant, which a derivative loses
     why = "a parameter without a gradient stays where it is"
     if not trained:
         yield "warning", [MODEL], "every parameter is frozen", "something to train", why, "call requires_grad_(True)"

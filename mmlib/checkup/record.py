@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -11,19 +12,23 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from mmlib.checkup.found import AsFound, as_found, called, fresh, tensors
-from mmlib.checkup.traced import hidden, located, named, shift_of, unregistered_in
+from mmlib.checkup.traced import checkpointed, hidden, located, named, shift_of, unregistered_in
 from mmlib.checkup.probe import Probe, by_design, probe, sees_ahead
-from mmlib.checkup.row import Row, finite, numbers
+from mmlib.checkup.row import Row, finite, is_zero, std
 from mmlib.checkup.taken import Taken, check_optimizer, take
 from mmlib.checkup.terms import Term, by_hand
 from mmlib.checkup.watch import MODEL, Watch
 
 
+_GAP = 4 * torch.finfo(torch.float32).eps
+
+
 class Parameter(NamedTuple):
     """A parameter, its gradient (None if the loss does not reach it) with its norm, and the layer it belongs to.
 
-    `zero` says that the gradient is no more than what rounding may leave of the largest one, 100 eps of it: what is
-    exactly 0 on one processor is a few eps on another. `stuck`, that it is so still after some steps of the others.
+    `zero` says that the gradient is 0 but for rounding: exactly 0, or below a gap of 4 eps among the norms of all. What
+    is 0 on one processor is some eps on another, as the slope of tanh where it is 1 or 1 - eps; a gradient that
+    vanishes does so by a factor in every layer. `stuck` says that it is so still after some steps of the others.
     """
 
     name: str
@@ -110,15 +115,21 @@ def _loss(loss_fn: Callable, outputs: Any, targets: Any) -> Tensor:
 def _gradients(loss: Tensor, wanted: list[nn.Parameter]) -> dict[nn.Parameter, Tensor | None]:
     if not wanted or not loss.requires_grad:
         return dict.fromkeys(wanted)
-    found = torch.autograd.grad(loss.sum(), wanted, allow_unused=True)
+    found = torch.autograd.grad(loss.sum(), wanted, allow_unused=True, retain_graph=(again := checkpointed(loss)))
+    if again and None in found:  # what is checkpointed with use_reentrant is reached by backward alone
+        for p in wanted:
+            p.grad = None
+        loss.sum().backward()
+        found = [p.grad for p in wanted]
     return {p: g.to_dense() if g is not None and g.is_sparse else g for p, g in zip(wanted, found, strict=True)}
 
 
 def _norms(grads: dict[nn.Parameter, Tensor | None]) -> tuple[dict[nn.Parameter, float], set[nn.Parameter]]:
     """The norm of each gradient, and which are 0."""
     norms = {p: torch.linalg.vector_norm(g.abs() if g.is_complex() else g).item() for p, g in grads.items() if g is not None}
-    largest = max((x for x in norms.values() if math.isfinite(x)), default=0.0)
-    return norms, {p for p, x in norms.items() if x <= min(100 * torch.finfo(p.dtype).eps, 1e-4) * largest}
+    order = sorted((x for x in norms.values() if math.isfinite(x)), reverse=True)
+    floor = next((low for high, low in pairwise(order) if low <= _GAP * high), 0.0)
+    return norms, {p for p, x in norms.items() if x <= floor}
 
 
 def _stuck(run: Callable[[], Tensor], grads: dict, zero: set[nn.Parameter], kept: AsFound) -> set[nn.Parameter]:
@@ -240,8 +251,8 @@ def _record(
                 return loss_fn(called(stepped, fresh(given)), fresh(expected)).item()
 
             taken = take(model, optimizer, own, after)
-        begins = {p for p, g in grads.items() if norms.get(p) and not p.any() and p not in biases}
-        kept.changes = {p: step for p, step in _stepped(grads, {}).items() if p in begins}  # on purpose; it will move
+        begins = {p: g for p, g in grads.items() if norms.get(p) and p not in biases and is_zero(p)}
+        kept.changes = _stepped(begins, {}) if begins else {}  # on purpose; they will move
         if not by_design(model, inputs, _batch(inputs, expected)):
             seen = probe(model, given, expected, kept, time, last)
         if shift is not None:
@@ -263,7 +274,7 @@ def _record(
 
 
 def _std(x: Tensor | None) -> float:
-    return numbers(x).std().item() if x is not None and x.dim() > 1 and x.numel() > 1 else 0.0
+    return std(x) if x is not None and x.dim() > 1 else 0.0
 
 
 def _batch(inputs: dict[str, Tensor], targets: Any) -> int:

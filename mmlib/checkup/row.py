@@ -35,6 +35,19 @@ def mean_square(x: Tensor) -> float:
     return square / x.numel()
 
 
+def is_zero(x: Tensor) -> bool:
+    """Whether every number is 0; the first few tell it of most tensors."""
+    return not x.detach().reshape(-1)[:8].any() and not x.detach().any()
+
+
+def std(x: Tensor) -> float:
+    """The standard deviation, with n - 1."""
+    x, n = numbers(x), x.numel()
+    square, mean = mean_square(x), x.mean().item()
+    variance = (square - mean * mean) * n / max(n - 1, 1)
+    return math.sqrt(variance) if variance > 1e-3 * square else x.std().item() if n > 1 else 0.0
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether it is called a norm."""
     return "norm" in type(module).__name__.lower()
@@ -51,6 +64,20 @@ def is_layer(module: nn.Module) -> bool:
 def units_axis(module: nn.Module, output: Tensor) -> int:
     """The axis of a layer's units in what it puts out."""
     return 1 if isinstance(module, _CHANNELS_FIRST) and output.dim() > 2 else -1
+
+
+Spans = tuple[tuple[float, float], ...]
+_SIGMOID = math.sqrt(1 - FLAT) / 2  # the distance of a sigmoid from 1/2 where its slope is FLAT of its steepest
+_GRID = torch.linspace(-30, 30, 60001, dtype=torch.float64)
+
+
+def flat_spans(phi: Activation) -> Spans:
+    """The intervals in which |phi'| is at most FLAT."""
+    flat = (phi.derivative(_GRID).abs() <= FLAT).int()
+    edges = torch.diff(flat, prepend=flat.new_zeros(1), append=flat.new_zeros(1)).nonzero().flatten().tolist()
+    at = _GRID.tolist()
+    ends = [(at[a], at[b - 1]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    return tuple((-math.inf if a == at[0] else a, math.inf if b == at[-1] else b) for a, b in ends)
 
 
 @dataclass
@@ -116,26 +143,26 @@ class Row:
                 share = x.var(over, correction=0).mean().item() / square
             self.spread = max(math.sqrt(max(share, 0.0)), self.spread or 0.0)
 
-    def see_activation(self, x: Tensor | None, output: Tensor, axis: int, phi: Activation | None = None) -> None:
-        """Adds where one call of the activation function was flat, by its slope where its output alone does not tell."""
+    def see_activation(self, x: Tensor | None, output: Tensor, axis: int, flat: Spans = ()) -> None:
+        """Adds where one call of the activation function was flat: by its output, or by the input x and the spans in
+        which it is flat, where the output alone does not tell."""
         self.axis, y = axis, numbers(output)
         over = self._over(y)
-        if phi is None and self.activation == "relu":
+        if not flat and self.activation == "relu":
             off, on = y.amax(over) <= 0, y.amin(over) > 0
             share = 1 - y.count_nonzero().item() / y.numel()
         else:
-            slope, positive = (phi.derivative(x), x > 0) if phi else self._slope(y)
-            flat = slope.abs() <= FLAT
-            off, on = (flat.all(over), positive.all(over)) if over else (flat, positive)
-            share = flat.float().mean().item()
+            x = numbers(x) if x is not None else y if self.activation == "tanh" else y - 0.5
+            low, high = (-0.99, 0.99) if self.activation == "tanh" else (-_SIGMOID, _SIGMOID)
+            spans = flat or ((-math.inf, low), (high, math.inf))
+            inside = sum((x >= a) & (x <= b) if -math.inf < a and b < math.inf else x <= b if a < 0 else x >= a for a, b in spans)
+            count = inside.float().sum(over) if over else inside.float()
+            off, on = count >= x.numel() / count.numel(), x.amin(over) > 0
+            share = count.sum().item() / x.numel()
         off, on = off.reshape(-1), on.reshape(-1)
         again = self.dead is not None and self.dead.shape == off.shape
         self.dead, self.on = (self.dead & off, self.on & on) if again else (off, on)
         self.flat = (share + (self.flat or 0.0) * self.calls) / (self.calls + 1)
-
-    def _slope(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """phi' relative to its largest value, out of phi, and where the input was positive."""
-        return (1 - y * y, y > 0) if self.activation == "tanh" else (4 * y * (1 - y), y > 0.5)
 
     def see_gradient(self, grad: Tensor) -> None:
         """Adds d loss / d output of one call."""

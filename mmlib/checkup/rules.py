@@ -1,6 +1,7 @@
 """A rule: what is measured, what is healthy and why, what to do, where the book tells; and the order of rules."""
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from typing import NamedTuple
 
@@ -34,12 +35,14 @@ def rule(name: str, chapter: str, silences: str = "") -> Callable:
     def add(find: Callable[[Record], Found]) -> Callable[[Record], Found]:
         if name in RULES:
             raise ValueError(f"two rules are called {name!r}")
+        ordered.cache_clear()
         RULES[name] = Rule(name, chapter, find, frozenset(filter(None, silences.split(", "))))
         return find
 
     return add
 
 
+@cache
 def ordered() -> list[Rule]:
     """All rules, causes before consequences, otherwise in the order in which they were added.
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from mmlib import meanfield
 from mmlib.activations import TANH
 from mmlib.checkup.record import Record
-from mmlib.checkup.row import BOUNDED, RECTIFIERS, Row, is_norm, numbers
+from mmlib.checkup.row import BOUNDED, RECTIFIERS, Row, is_norm, is_zero, numbers
 from mmlib.checkup.rules import Found, rule
 
 _SCALE, _SATURATION = "6 Choosing the scale", "4 Saturation"
@@ -153,7 +153,7 @@ def _collapsed(seen: Record) -> Found:
 
 def _starts_at_zero(seen: Record) -> bool:
     """Whether some weights are 0 and will move."""
-    return any(p.norm and "bias" not in p.name and not p.data.any() for p in seen.parameters)
+    return any(p.norm and "bias" not in p.name and is_zero(p.data) for p in seen.parameters)
 
 
 def hidden(seen: Record) -> list[Row]:

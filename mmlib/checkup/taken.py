@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.checkup.found import copied
-from mmlib.checkup.row import numbers
+from mmlib.checkup.row import std
 
 
 class Taken(NamedTuple):
@@ -93,9 +93,11 @@ def take(
             size = _norm({n: changes[n] - plain[n] for n in grads}, grads)
             decay = max(size / max(_norm(plain, grads), 1e-30), _coupled(model, optimizer, grads))
     except TypeError as error:
-        if "closure" not in str(error):
-            raise
-        return state._replace(refused=f"a step of {name} needs a closure, and is not measured")
+        if "closure" in str(error):
+            return state._replace(refused=f"a step of {name}, which needs a closure")
+        if "copy.deepcopy" in str(error):
+            return state._replace(refused=f"a step of {name}, since {error}")
+        raise
     slope = sum((changes[n] * grads[n]).real.sum().item() for n in grads)
-    sizes = {n: numbers(x).std().item() for n, x in changes.items() if x.numel() > 1}
+    sizes = {n: std(x) for n, x in changes.items() if x.numel() > 1}
     return state._replace(changes=sizes, loss=loss(stepped), slope=slope, decay=decay)

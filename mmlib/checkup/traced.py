@@ -46,22 +46,26 @@ def hidden(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield from walk(value, f"{name}.{key}".lstrip("."), 0)
 
 
-def _leaves(outputs: list[Tensor]) -> Iterator[Tensor]:
-    """The tensors that a graph starts from."""
+def _nodes(outputs: list[Tensor]) -> Iterator[Any]:
+    """The nodes of a graph."""
     nodes, seen = [x.grad_fn for x in outputs if x.grad_fn is not None], set()
     while nodes:
         node = nodes.pop()
         if node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            yield node.variable
+        yield node
         nodes += [n for n, _ in node.next_functions if n is not None]
+
+
+def checkpointed(loss: Tensor) -> bool:
+    """Whether some part of the graph is made anew in the backward pass, out of sight of `torch.autograd.grad`."""
+    return any("CheckpointFunction" in type(node).__name__ for node in _nodes([loss]))
 
 
 def unregistered_in(model: nn.Module, outputs: list[Tensor], known: set[int]) -> list[str]:
     """Where the leaves of the outputs' graph are kept that require a gradient and are not known."""
-    strange = [x for x in _leaves(outputs) if id(x) not in known]
+    strange = [x for n in _nodes(outputs) if (x := getattr(n, "variable", None)) is not None and id(x) not in known]
     where = {id(x): path for path, x in hidden(model)} if strange else {}
     return list(dict.fromkeys(where.get(id(x), f"a tensor {tuple(x.shape)} made in forward") for x in strange))
 

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmlib.activations import Activation
 from mmlib.checkup.found import tensors
-from mmlib.checkup.row import BOUNDED, RECTIFIERS, Row, is_layer, is_norm, mean_square, numbers, units_axis
+from mmlib.checkup.row import BOUNDED, RECTIFIERS, Row, Spans, flat_spans, is_layer, is_norm, mean_square, numbers, units_axis
 from mmlib.checkup.terms import LOSSES, REGRESSION, Term, term
 
 MODEL = "(model)"
@@ -68,6 +68,7 @@ class Watch(TorchFunctionMode):
         self._last: Row | None = None
         self._written: dict[int, tuple[Tensor, Row]] = {}  # kept, so that no other tensor gets its place in memory
         self._source: dict[int, tuple[Tensor, str]] = {}  # the same, also of what functions made of it elementwise
+        self._spans: dict[tuple, Spans] = {}
         self._activated: tuple[str, Tensor] | None = None
         self._raw: dict[int, tuple[Tensor, frozenset[str]]] = {id(x): (x, frozenset({n})) for n, x in inputs.items()}
         self._sides: dict[int, tuple[Tensor, str, bool]] = {}  # in the loss: of outputs, targets; an axis added
@@ -200,9 +201,15 @@ class Watch(TorchFunctionMode):
     def _activation(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
         if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point() or not args[0].numel():
             return func(*args, **kwargs)
-        x = phi = None
-        if name not in _FROM_OUTPUT:  # before the call, which may be in place
-            x, phi = args[0].detach().clone(), Activation(name, lambda x: func(x.clone(), *args[1:], **kwargs))
+        x, spans = None, ()
+        if name not in _FROM_OUTPUT:
+            key = name, args[1:], tuple(kwargs.items())
+            if key not in self._spans:
+                rest = {k: v for k, v in kwargs.items() if k != "inplace"}
+                self._spans[key] = flat_spans(Activation(name, lambda x: func(x.clone(), *args[1:], **rest)))
+            x, spans = args[0].detach(), self._spans[key]
+            in_place = func.__name__.endswith("_") or kwargs.get("inplace") or True in args[1:]
+            x = x.clone() if in_place else x
         output = func(*args, **kwargs)
         after, module = self._last.name if self._last else MODEL, self._running[-1][0] if self._running else None
         if module is not None and not module._modules:
@@ -211,8 +218,7 @@ class Watch(TorchFunctionMode):
             key = after, f"{name}()", ""
         row = self.rows.setdefault(key, Row(*key, activation=name))
         axis = self._last.axis if self._last and output.dim() > 2 else -1
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):  # not those of a checkpoint around it
-            row.see_activation(x, output, axis, phi)
+        row.see_activation(x, output, axis, spans)
         self._see(row, output, axis)
         self._activated = name, output
         self._passes_on(args[0], output)
