@@ -4,8 +4,10 @@ import warnings
 import pytest
 import torch
 
-from benchmarks.checkup import faults, run
-from benchmarks.checkup.programs import FAULTS, HEALTHY, Kind, Program, Trial, fault, kind
+from benchmarks.checkup import run
+from benchmarks.checkup.faults import FAULTS, data
+from benchmarks.checkup.healthy import HEALTHY
+from benchmarks.checkup.programs import Kind, Program, Trial, fault, kind
 from mmlib.checkup import RULES
 
 
@@ -48,7 +50,7 @@ def test_the_record_is_as_large_as_it_is_said_to_be():
 
 def test_a_second_program_of_a_name_is_an_error():
     with pytest.raises(ValueError, match="two programs are called 'images all black'"):
-        fault(faults.data.EMPTY)(faults.data.images_all_black)
+        fault(data.EMPTY)(data.images_all_black)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -15,6 +15,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 from benchmarks.checkup.programs import (
     BCE_LOGITS,
     CROSS_ENTROPY,
+    HEALTHY,
     MSE,
     Net,
     Trial,
@@ -34,6 +35,8 @@ from benchmarks.checkup.programs import (
     trained,
     xavier,
 )
+
+__all__ = ["HEALTHY", "Decoder", "last_step", "resnet"]
 
 
 def transformer(width=32, heads=4, **options):

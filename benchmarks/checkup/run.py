@@ -22,24 +22,22 @@ program are alike, so that the number of programs with any alarm stands beside i
 
 import argparse
 import json
-import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 import torch
 from scipy.stats import binomtest
-from torch import nn
 
-from benchmarks.checkup import faults, healthy
-from benchmarks.checkup.programs import CROSS_ENTROPY, FAULTS, HEALTHY, Kind, Program, Trial, blobs, mlp, seeded, text
+from benchmarks.checkup.cost import COLUMNS, costs
+from benchmarks.checkup.faults import FAULTS
+from benchmarks.checkup.healthy import HEALTHY
+from benchmarks.checkup.programs import Kind, Program, seeded
 from mmlib.checkup import checkup
 
 OUTCOMES = ("exact", "related", "silent", "misleading")
-__all__ = ["OUTCOMES", "faults", "healthy", "outcome"]
 
 
 class Run(NamedTuple):
@@ -128,83 +126,6 @@ def alarms(made: list[Run]) -> list[str]:
     return [f"{name}: {rule}, {count} x" for (name, rule), count in counts.most_common()]
 
 
-# Cost.
-
-
-def costly() -> dict[str, Callable[[], Trial]]:
-    """Networks of two million parameters or more, and two of many small operations."""
-    pictures = lambda n, size: (torch.randn(n, 3, size, size), torch.randint(10, (n,)))
-
-    def decoder():
-        x, y = text(16, 64, 512)
-        return Trial(healthy.Decoder(6, 256, 4, 512, 64), x, y, healthy.flat_cross_entropy)
-
-    def lstm():
-        return Trial(healthy.last_step(nn.LSTM(64, 512, 1, batch_first=True), 512, 10), *sequences(), CROSS_ENTROPY)
-
-    def sequences():
-        return torch.randn(32, 32, 64), torch.randint(10, (32,))
-
-    def small():
-        layers = [nn.Conv2d(3, 8, 3, padding=1)]
-        for _ in range(20):
-            layers += [
-                nn.Conv2d(8, 8, 3, padding=1, groups=8),
-                nn.BatchNorm2d(8),
-                nn.ReLU6(),
-                nn.Conv2d(8, 8, 1),
-                nn.BatchNorm2d(8),
-            ]
-        return Trial(
-            nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)),
-            *pictures(8, 16),
-            CROSS_ENTROPY,
-        )
-
-    return {
-        "MLP": lambda: Trial(mlp(256, 1024, 1024, 1024, 10), *blobs(128, 256), CROSS_ENTROPY),
-        "ResNet": lambda: Trial(healthy.resnet(15, 96), *pictures(16, 16), CROSS_ENTROPY),
-        "GPT": decoder,
-        "LSTM": lstm,
-        "ResNet, 56 layers of 8 channels": lambda: Trial(healthy.resnet(27, 8), *pictures(16, 16), CROSS_ENTROPY),
-        "MobileNet, 41 layers of 8 channels": small,
-    }
-
-
-def cost(make: Callable[[], Trial], rounds: int = 9) -> tuple[int, float, float, float]:
-    """Parameters, milliseconds of one forward and backward pass, and the times a checkup takes of it, without and with
-    an optimiser: medians over rounds in which all three take turns, in processor time."""
-    with seeded(0):
-        trial = make()
-    model, optimizer = trial.model, torch.optim.Adam(trial.model.parameters())
-
-    def once():
-        loss = trial.loss_fn(model(trial.inputs), trial.targets)
-        torch.autograd.grad(loss, list(model.parameters()))
-
-    def seconds(work: Callable[[], object]) -> float:
-        start = time.process_time()
-        work()
-        return time.process_time() - start
-
-    works = once, lambda: checkup(*trial[:4]), lambda: checkup(*trial[:4], optimizer=optimizer)
-    times = [[seconds(work) for work in works] for _ in range(rounds + 1)][1:]
-    plain, bare, stepped = ([row[k] for row in times] for k in range(3))
-    ratios = [median(b / a for a, b in zip(plain, other, strict=True)) for other in (bare, stepped)]
-    return sum(p.numel() for p in model.parameters()), 1000 * median(plain), *ratios
-
-
-def cost_table() -> list[list[str]]:
-    rows = []
-    for name, make in costly().items():
-        parameters, milliseconds, bare, stepped = cost(make)
-        rows.append([name, f"{parameters / 1e6:.2f} M", f"{milliseconds:.0f}", f"{bare:.1f}", f"{stepped:.1f}"])
-    return rows
-
-
-# The page.
-
-
 def aligned(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
     return "\n".join(
@@ -238,8 +159,7 @@ def main() -> None:
     numbers = [false_alarms(made, of) for made, of in ((sound, "healthy"), (repaired, "repaired")) if made]
     lists += [("False alarms", [*numbers, *alarms([*sound, *repaired])])]
     if options.cost:
-        columns = ["network", "parameters", "ms", "checkup", "with optimizer"]
-        parts.append(("Cost, as a multiple of one forward and backward pass", columns, cost_table()))
+        parts.append(("Cost, as a multiple of one forward and backward pass", COLUMNS, costs()))
     for title, columns, rows in parts:
         print(f"\n{title}\n\n{aligned(columns, rows)}")
     for title, lines in lists:
