@@ -17,9 +17,10 @@ ROOT = Path(mmlib.__file__).parent
 ORDER = (
     *("rng", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm", "ensemble"),
     *("trace", "models", "history", "train", "stats", "meanfield"),
-    *("checkup.found", "checkup.row", "checkup.terms", "checkup.watch", "checkup.probe", "checkup.traced"),
-    *("checkup.taken", "checkup.record", "checkup.report", "checkup.rules", "checkup.loss", "checkup.signal"),
-    *("checkup.gradient", "checkup.structure", "checkup.step", "checkup.overfit", "checkup", "lecture", "plots"),
+    *("checkup.found", "checkup.row", "checkup.functions", "checkup.terms", "checkup.watch", "checkup.traced"),
+    *("checkup.gradients", "checkup.probe", "checkup.taken", "checkup.record", "checkup.report", "checkup.compare"),
+    *("checkup.rules", "checkup.loss", "checkup.targets", "checkup.structure", "checkup.modes", "checkup.signal"),
+    *("checkup.gradient", "checkup.step", "checkup.overfit", "checkup", "lecture", "plots"),
 )
 CONTRACT = {
     "rng": "generator",

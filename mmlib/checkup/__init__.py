@@ -1,7 +1,8 @@
 """The diagnosis, for any module: what one forward and one backward pass give away, against what is healthy.
 
-Rules are one function each, in files by what they speak of: `loss`, `structure`, `signal`, `gradient`, `step`. A rule
-is silent unless a number is beyond twice what the widest of the usual recipes gives, or beyond what chance allows.
+Rules are one function each, in files by what they speak of: `loss`, `targets`, `structure`, `modes`, `signal`,
+`gradient`, `step`. A rule is silent unless a number is beyond twice what the widest of the usual recipes gives, or
+beyond what chance allows.
 """
 
 import math
@@ -11,16 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmlib.checkup import gradient, loss, signal, step, structure
+from mmlib.checkup import gradient, loss, modes, signal, step, structure, targets
+from mmlib.checkup.compare import Comparison, compare
 from mmlib.checkup.overfit import Overfit, overfit
 from mmlib.checkup.record import Record, record
-from mmlib.checkup.report import Comparison, Finding, Layer, Report, compare
+from mmlib.checkup.report import Finding, Layer, Report
 from mmlib.checkup.rules import RULES, check_ignored, findings, ordered
 
 __all__ = ["RULES", "Comparison", "Finding", "Layer", "Overfit", "Report", "checkup", "compare", "overfit"]
 
 ordered()  # names that are mistyped are an error here
-_FILES = (gradient, loss, signal, step, structure)  # which add their rules as they are imported
+_FILES = (loss, targets, structure, modes, signal, gradient, step)  # which add their rules as they are imported
 
 
 def checkup(

@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,9 @@ _LEFT = frozenset(vars(nn.Module())) - {"_parameters", "_buffers"}  # hooks are 
 class AsFound:
     """What modules hold, their parameters' values and the random states of Python, NumPy and torch.
 
-    `rewind` brings all back, for another pass; within, buffers are clones, since one changed in place would break a pending backward
-    pass. `lost` names, after `restore`, what had moved and cannot be brought back: generators and other iterators.
+    `rewind` brings all back, for another pass; within, buffers are clones, since one changed in place would break a
+    pending backward pass. `lost` names, after `restore`, what had moved and cannot be brought back: generators and
+    other iterators.
     """
 
     def __init__(self, *roots: nn.Module) -> None:
@@ -88,24 +90,24 @@ class AsFound:
         self._seen.add(id(x))
         if isinstance(x, Tensor):
             if x.is_leaf and not x.is_inference():
-                self._undo.append(lambda value=x.detach().clone(): x.data.copy_(value))
+                self._undo.append(partial(x.data.copy_, x.detach().clone()))
         elif isinstance(x, np.ndarray):
-            self._undo.append(lambda value=x.copy(): np.copyto(x, value))
+            self._undo.append(partial(np.copyto, x, x.copy()))
         elif isinstance(x, torch.Generator):
-            self._undo.append(lambda value=x.get_state(): x.set_state(value))
+            self._undo.append(partial(x.set_state, x.get_state()))
         elif isinstance(x, random.Random):
-            self._undo.append(lambda value=x.getstate(): x.setstate(value))
+            self._undo.append(partial(x.setstate, x.getstate()))
         elif isinstance(x, np.random.Generator):
-            self._undo.append(lambda value=x.bit_generator.state: setattr(x.bit_generator, "state", value))
+            self._undo.append(partial(setattr, x.bit_generator, "state", x.bit_generator.state))
         elif isinstance(x, (dict, list, set, deque)):
-            self._undo.append(lambda value=copy.copy(x): _refill(x, value))
+            self._undo.append(partial(_refill, x, copy.copy(x)))
             items = [(k, v) for k, v in x.items() if k not in _LEFT] if isinstance(x, dict) else enumerate(x)
             for key, item in items:
                 if not isinstance(item, _PLAIN):
                     self._keep(item, f"{name}.{key}".lstrip("."))
         elif hasattr(x, "__next__"):
             self._marks.append((name, x, _mark(x)))
-        elif hasattr(x, "__dict__") and not callable(x) or isinstance(x, nn.Module):
+        elif (hasattr(x, "__dict__") and not callable(x)) or isinstance(x, nn.Module):
             self._keep(vars(x), name)
 
     def rewind(self) -> None:
@@ -138,7 +140,7 @@ def _mark(x: Any) -> Any:
 
 @contextmanager
 def as_found(model: nn.Module, *others: Any) -> Iterator[AsFound]:
-    """Within it anything may happen to the model and to those of the others that are modules; after it all is as it was.
+    """Within it anything may happen to the model, and to modules among the others; after it all is as it was.
 
     As `undisturbed`, and also parameters, the attributes of modules, and the random states of Python and NumPy.
     """

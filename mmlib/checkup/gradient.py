@@ -29,7 +29,9 @@ def _zero_weights(seen: Record) -> Found:
         yield "error", zero, measured, "weights that are small but not 0", why, action
 
 
-@rule("gradient slope", "5 Vanishing and exploding", silences="same for all examples, zero gradient, constant predictions")
+@rule(
+    "gradient slope", "5 Vanishing and exploding", silences="same for all examples, zero gradient, constant predictions"
+)
 def _gradient_slope(seen: Record) -> Found:
     rows = hidden(seen)
     scale = [row.gradient for row in rows]
@@ -112,7 +114,11 @@ def _routed(seen: Record, layer: str) -> bool:
     path = layer.split(".")
     for k, part in enumerate(path):
         if part.isdigit():
-            beside = [r for r in seen.rows if r.name.split(".")[:k] == path[:k] and r.name.split(".")[k + 1 :] == path[k + 1 :]]
+            beside = [
+                r
+                for r in seen.rows
+                if r.name.split(".")[:k] == path[:k] and r.name.split(".")[k + 1 :] == path[k + 1 :]
+            ]
             full = max((r.shape[0] for r in seen.rows if r.shape), default=0)
             if beside and all(r.shape and r.shape[0] < full for r in beside):
                 return True

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from mmlib.checkup.found import AsFound, called, fresh, mapped, tensors
+from mmlib.checkup.functions import dropout_share
 from mmlib.checkup.row import is_layer, numbers
 from mmlib.checkup.traced import named
-from mmlib.checkup.watch import MODEL, dropout_share
+from mmlib.checkup.watch import MODEL
 
 _FEW = 8
 _MOVED = 1e-4  # of the largest output; rounding moves a few 1e-6
@@ -69,7 +70,7 @@ class _Light(TorchFunctionMode):
 
 
 _SPREAD_OVER_ROWS = frozenset({"matmul", "__matmul__", "mm", "spmm", "index_add", "index_add_", "scatter_add"})
-_SPREAD_OVER_ROWS |= {"scatter_add_", "scatter_reduce", "scatter_reduce_"}
+_SPREAD_OVER_ROWS |= {"__getitem__", "scatter_add_", "scatter_reduce", "scatter_reduce_"}
 
 
 def _graph(name: str, args: tuple) -> bool:
@@ -77,7 +78,10 @@ def _graph(name: str, args: tuple) -> bool:
     if "matm" in name or name in ("mm", "spmm"):
         a, b = args[0], args[1]
         return a.dim() == 2 and not a.requires_grad and a.shape[0] == a.shape[1] == b.shape[0] and b.requires_grad
-    return len(args) > 1 and args[1] == 0
+    if name == "__getitem__":  # several rows for each
+        place = args[1][0] if isinstance(args[1], tuple) and args[1] else args[1]
+        return isinstance(place, Tensor) and place.dtype == torch.int64 and place.dim() > 1 and args[0].requires_grad
+    return len(args) > 1 and isinstance(args[1], int) and args[1] == 0
 
 
 def _passes(model: nn.Module, inputs: Any, kept: AsFound) -> tuple[list[Tensor], _Light]:
@@ -127,17 +131,19 @@ def _apart(a: Tensor, b: Tensor, n: int, half: int) -> tuple[float, float] | Non
 def by_design(model: nn.Module, inputs: dict[str, Tensor], n: int) -> bool:
     """Whether examples are meant to see each other: there is a graph between them, or a norm without statistics."""
     others = [x for m in model.modules() for x in [*m._buffers.values(), *vars(m).values()] if isinstance(x, Tensor)]
-    first, *more = [*inputs.values()] or [None]
+    _, *more = [*inputs.values()] or [None]
     graphs = [x for x in (*others, *more) if not isinstance(x, nn.Parameter) and x.dim() == 2]
-    if any(x.layout != torch.strided or x.shape == (n, n) or (len(x) == 2 and not x.is_floating_point()) for x in graphs):
+    if any(
+        x.layout != torch.strided or x.shape == (n, n) or (len(x) == 2 and not x.is_floating_point()) for x in graphs
+    ):
         return True
-    return any(getattr(m, "track_running_stats", True) is False and "Batch" in type(m).__name__ for m in model.modules())
+    return any(
+        getattr(m, "track_running_stats", True) is False and "Batch" in type(m).__name__ for m in model.modules()
+    )
 
 
 def _time_first(model: nn.Module) -> bool:
-    return any(
-        getattr(m, "batch_first", True) is False or isinstance(m, nn.RNNCellBase) for m in model.modules()
-    )
+    return any(getattr(m, "batch_first", True) is False or isinstance(m, nn.RNNCellBase) for m in model.modules())
 
 
 def probe(model: nn.Module, inputs: Any, targets: Any, kept: AsFound, time: int | None, last: str) -> Probe | None:
@@ -220,7 +226,9 @@ def sees_ahead(model: nn.Module, inputs: Any, name: str, time: int, kept: AsFoun
 
     try:
         before, after = (_passes(model, given, kept)[0] for given in (inputs, mapped(inputs, change)))
-        folded = [x if x.shape[:2] == first.shape[:2] else x.unflatten(0, first.shape[:2]) for x in (before[0], after[0])]
+        folded = [
+            x if x.shape[:2] == first.shape[:2] else x.unflatten(0, first.shape[:2]) for x in (before[0], after[0])
+        ]
         a, b = (x.narrow(time, 0, half) for x in folded)
     except Exception:
         return None

@@ -4,7 +4,6 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -12,15 +11,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from mmlib.checkup.found import AsFound, as_found, called, fresh, tensors
-from mmlib.checkup.traced import checkpointed, hidden, located, named, shift_of, unregistered_in
+from mmlib.checkup.gradients import begun, gradients, norms_of, stuck_of
 from mmlib.checkup.probe import Probe, by_design, probe, sees_ahead
-from mmlib.checkup.row import Row, finite, is_zero, std
+from mmlib.checkup.row import Row, is_zero, std
 from mmlib.checkup.taken import Taken, check_optimizer, take
 from mmlib.checkup.terms import Term, by_hand
+from mmlib.checkup.traced import hidden, located, named, shift_of, unregistered_in
 from mmlib.checkup.watch import MODEL, Watch
-
-
-_GAP = 4 * torch.finfo(torch.float32).eps
 
 
 class Parameter(NamedTuple):
@@ -112,51 +109,6 @@ def _loss(loss_fn: Callable, outputs: Any, targets: Any) -> Tensor:
     return loss
 
 
-def _gradients(loss: Tensor, wanted: list[nn.Parameter]) -> dict[nn.Parameter, Tensor | None]:
-    if not wanted or not loss.requires_grad:
-        return dict.fromkeys(wanted)
-    found = torch.autograd.grad(loss.sum(), wanted, allow_unused=True, retain_graph=(again := checkpointed(loss)))
-    if again and None in found:  # what is checkpointed with use_reentrant is reached by backward alone
-        for p in wanted:
-            p.grad = None
-        loss.sum().backward()
-        found = [p.grad for p in wanted]
-    return {p: g.to_dense() if g is not None and g.is_sparse else g for p, g in zip(wanted, found, strict=True)}
-
-
-def _norms(grads: dict[nn.Parameter, Tensor | None]) -> tuple[dict[nn.Parameter, float], set[nn.Parameter]]:
-    """The norm of each gradient, and which are 0."""
-    norms = {p: torch.linalg.vector_norm(g.abs() if g.is_complex() else g).item() for p, g in grads.items() if g is not None}
-    order = sorted((x for x in norms.values() if math.isfinite(x)), reverse=True)
-    floor = next((low for high, low in pairwise(order) if low <= _GAP * high), 0.0)
-    return norms, {p for p, x in norms.items() if x <= floor}
-
-
-def _stuck(run: Callable[[], Tensor], grads: dict, zero: set[nn.Parameter], kept: AsFound) -> set[nn.Parameter]:
-    """Those whose gradient is 0 still after three small steps of all that have one."""
-    for _ in range(3):
-        kept.changes = _stepped(grads, kept.changes)
-        kept.rewind()
-        grads = _gradients(run(), list(grads))
-        zero = zero & _norms(grads)[1]
-        if not zero:
-            break
-    kept.changes = {}
-    kept.rewind()
-    return zero
-
-
-def _stepped(grads: dict, before: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
-    """The changes after one more small step, of the same relative size for all that have a gradient."""
-    norms, zero = _norms(grads)
-    steps = dict(before)
-    for p, g in grads.items():
-        if norms.get(p) and p not in zero and math.isfinite(norms[p]):
-            size = max(0.02 * p.detach().abs().mean().item(), 0.01)
-            steps[p] = steps.get(p, 0) - size * math.sqrt(p.numel()) / norms[p] * g
-    return steps
-
-
 def _owner(parameter: str, layers: set[str]) -> str:
     path = module = parameter.rpartition(".")[0]
     while path and path not in layers:
@@ -211,8 +163,8 @@ def _record(
             outputs = called(model, first)
             watch.turn(outputs, expected)
             loss = _loss(loss_fn, outputs, expected)
-        grads = _gradients(loss, list({p for p in names.values() if p.requires_grad}))
-    norms, zero = _norms(grads)
+        grads = gradients(loss, list({p for p in names.values() if p.requires_grad}))
+    norms, zero = norms_of(grads)
     bad = not math.isfinite(loss.item()) or not all(map(math.isfinite, norms.values()))
     leaves = [x for x in tensors(outputs) if x.requires_grad] or [loss]
     others = [p for group in optimizer.param_groups for p in group["params"]] if optimizer else []
@@ -240,7 +192,7 @@ def _record(
     else:
         matrix_zero = {p for p in zero if p.dim() > 1}
         if matrix_zero and any(norms.values()):
-            stuck = _stuck(run, grads, zero, kept)
+            stuck = stuck_of(run, grads, zero, kept)
         elif matrix_zero and loss.item():
             stuck = zero
         if optimizer is not None:
@@ -251,8 +203,7 @@ def _record(
                 return loss_fn(called(stepped, fresh(given)), fresh(expected)).item()
 
             taken = take(model, optimizer, own, after)
-        begins = {p: g for p, g in grads.items() if norms.get(p) and p not in biases and is_zero(p)}
-        kept.changes = _stepped(begins, {}) if begins else {}  # on purpose; they will move
+        kept.changes = begun([p for p in grads if p not in biases and p not in stuck and is_zero(p)])
         if not by_design(model, inputs, _batch(inputs, expected)):
             seen = probe(model, given, expected, kept, time, last)
         if shift is not None:

@@ -35,7 +35,7 @@ class Layer(NamedTuple):
     `rms` of the output; `flat`, the share of its elements where |phi'| is below 2 % of its largest value, for tanh
     where |h| > 0.99; `dead`, the share of units that are flat for every example; `gradient`, the Euclidean norm of
     d loss / d output; `grad_data`, the largest std(grad) / std(data) among the layer's matrices; `update_data`,
-    log10(std(update) / std(data)), of the optimiser's step, or of lr times the gradient.
+    log10(rms(update) / std(data)) of the optimiser's step, or log10(lr * grad_data).
     """
 
     name: str
@@ -79,11 +79,13 @@ class Report(Sequence[Finding]):
 
     def __str__(self) -> str:
         findings = [_paragraph(i, finding) for i, finding in enumerate(self, start=1)]
-        return "\n\n".join(["\n".join(_head(self)), _verdict(self), *findings, *filter(None, [_text(_folded(self))])])
+        return "\n\n".join(
+            ["\n".join(_head(self)), _verdict(self), *findings, *filter(None, [text_table(_folded(self))])]
+        )
 
     def table(self) -> str:
         """Every layer, in the order of their first call."""
-        return _text([_cells(layer) for layer in self.layers])
+        return text_table([cells(layer) for layer in self.layers])
 
     def to_dict(self) -> dict[str, Any]:
         """All of it for JSON; numbers that are not finite as strings."""
@@ -102,13 +104,14 @@ def _plain(x: Any) -> Any:
     return str(x) if isinstance(x, float) and not math.isfinite(x) else x
 
 
-_COLUMNS = ("layer", "kind", "output", "rms", "flat", "dead", "|gradient|", "grad:data", "update:data")
+COLUMNS = ("layer", "kind", "output", "rms", "flat", "dead", "|gradient|", "grad:data", "update:data")
 _FORMATS = (".2g", ".1%", ".1%", ".2g", ".2g", ".1f")  # of the numbers, from rms on
 _SHOWN = 20  # rows, up to which nothing is folded
 _ALIKE = 2  # layers whose numbers are within this factor of those of one that is shown are alike
 
 
-def _cells(layer: Layer) -> list[str]:
+def cells(layer: Layer) -> list[str]:
+    """One row of the table."""
     name, kind, shape, *values = layer
     shown = ["" if x is None else format(x, form) for x, form in zip(values, _FORMATS, strict=True)]
     return [name, kind, " x ".join(map(str, shape)), *shown]
@@ -124,7 +127,7 @@ def _alike(a: Layer, b: Layer) -> bool:
 def _folded(report: Report) -> list[list[str]]:
     """The table without layers that are like one of the same kind, shape and place in a block that is shown."""
     if len(report.layers) <= _SHOWN:
-        return [_cells(layer) for layer in report.layers]
+        return [cells(layer) for layer in report.layers]
     named = {name for finding in report for name in (finding.layer, *finding.also[:3])}
     shown: dict[tuple, list[Layer]] = {}
     rows, left = [], 0
@@ -134,16 +137,17 @@ def _folded(report: Report) -> list[list[str]]:
             left += 1
         else:
             before.append(layer)
-            rows.append(_cells(layer))
+            rows.append(cells(layer))
     return [*rows, [f"and {left} more like these: print(report.table())", *[""] * 8]] if left else rows
 
 
-def _text(cells: list[list[str]]) -> str:
-    table = [list(_COLUMNS), *cells]
-    keep = [k for k in range(len(_COLUMNS)) if any(row[k] for row in table[1:])]
+def text_table(rows: list[list[str]]) -> str:
+    """Columns side by side; those that are empty are left out."""
+    table = [list(COLUMNS), *rows]
+    keep = [k for k in range(len(COLUMNS)) if any(row[k] for row in table[1:])]
     widths = {k: max(len(row[k]) for row in table if any(row[1:])) for k in keep}
     lines = ["  ".join(r[k].ljust(widths[k]) if k < 3 else r[k].rjust(widths[k]) for k in keep).rstrip() for r in table]
-    return "\n".join(lines) if cells else ""
+    return "\n".join(lines) if rows else ""
 
 
 def _head(report: Report) -> list[str]:
@@ -192,67 +196,5 @@ def _html(report: Report) -> str:
     ]
     parts = [f"<p>{escape(line)}</p>" for line in _head(report)]
     parts.append(html_table(_verdict(report), names, rows) if rows else f"<p>{_verdict(report)}</p>")
-    parts.append(html_table("Layers, in the order of their first call", _COLUMNS, _folded(report)))
+    parts.append(html_table("Layers, in the order of their first call", COLUMNS, _folded(report)))
     return "".join(parts)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two reports side by side: the findings that went, came and stayed, and what changed layer by layer."""
-
-    before: Report
-    after: Report
-
-    def _split(self) -> dict[str, list[Finding]]:
-        old, new = ({(f.rule, f.layer): f for f in report} for report in (self.before, self.after))
-        return {
-            "gone": [f for key, f in old.items() if key not in new],
-            "new": [f for key, f in new.items() if key not in old],
-            "still": [f for key, f in new.items() if key in old],
-        }
-
-    @property
-    def gone(self) -> list[Finding]:
-        """Findings of the first report that the second has no more."""
-        return self._split()["gone"]
-
-    @property
-    def new(self) -> list[Finding]:
-        """Findings that only the second report has."""
-        return self._split()["new"]
-
-    def _rows(self) -> list[list[str]]:
-        old, new = ({(x.name, x.kind): x for x in report.layers} for report in (self.before, self.after))
-        rows = []
-        for key in dict.fromkeys([*old, *new]):
-            pair = [_cells(x[key])[3:] if key in x else [""] * len(_FORMATS) for x in (old, new)]
-            cells = [a if a == b else f"{a or '-'} > {b or '-'}" for a, b in zip(*pair, strict=True)]
-            rows.append([*key, "", *cells])
-        return rows
-
-    def _lines(self) -> list[str]:
-        lines = [f"Loss {self.before.loss:.4g} > {self.after.loss:.4g}"]
-        lines += [f"{k}: {f.rule}, in {f.layer}: {f.measured}" for k, found in self._split().items() for f in found]
-        return lines
-
-    def __str__(self) -> str:
-        return "\n".join(self._lines()) + "\n\n" + _text(self._rows())
-
-    def _repr_html_(self) -> str:
-        lines = "".join(f"<p>{escape(line)}</p>" for line in self._lines())
-        return lines + html_table("Layers, before > after", _COLUMNS, self._rows())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Both reports, for JSON."""
-        return {"before": self.before.to_dict(), "after": self.after.to_dict()}
-
-
-def compare(before: Report, after: Report) -> Comparison:
-    """Two reports side by side, say of a model before and after a change or some training.
-
-    Raises TypeError unless both are reports.
-    """
-    for name, report in (("before", before), ("after", after)):
-        if not isinstance(report, Report):
-            raise TypeError(f"{name}: a Report is needed, got {type(report).__name__}")
-    return Comparison(before, after)

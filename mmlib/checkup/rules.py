@@ -11,6 +11,7 @@ from mmlib.checkup.report import Finding
 # Rules: Record -> findings. A rule yields severity, layers, measured, healthy, why, action.
 Found = Iterator[tuple[str, list[str], str, str, str, str]]
 EVERYTHING = "everything"
+_FILES = ("loss", "targets", "structure", "modes", "signal", "gradient", "step")  # whose rules come in this order
 SEVERITIES = ("error", "warning", "note")
 
 
@@ -54,11 +55,12 @@ def ordered() -> list[Rule]:
             if name not in RULES:
                 raise ValueError(f"rule {cause.name!r} silences {name!r}, which is no rule")
             causes[name].add(cause.name)
-    sorter, order, place = TopologicalSorter(causes), [], list(RULES).index
+    files = {name: _FILES.index(r.find.__module__.rpartition(".")[2]) for name, r in RULES.items()}
+    sorter, order = TopologicalSorter(causes), []
     sorter.prepare()
     ready: list[str] = []
     while sorter.is_active():
-        ready = sorted([*ready, *sorter.get_ready()], key=place)
+        ready = sorted([*ready, *sorter.get_ready()], key=files.__getitem__)
         order.append(RULES[ready[0]])
         sorter.done(ready.pop(0))
     return order

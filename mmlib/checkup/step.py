@@ -27,7 +27,9 @@ def _missing(seen: Record) -> Found:
 @rule("step goes uphill", _DASHBOARD, silences="step size")
 def _uphill(seen: Record) -> Found:
     if seen.taken and seen.taken.changes and seen.taken.fresh and seen.taken.slope > 0 and seen.taken.decay < 0.5:
-        measured = f"the first step of {seen.taken.optimizer} changes the loss by {seen.taken.slope:+.2g} to first order"
+        measured = (
+            f"the first step of {seen.taken.optimizer} changes the loss by {seen.taken.slope:+.2g} to first order"
+        )
         why = "a step along the gradient makes the loss larger"
         yield "error", ["optimizer"], measured, "below 0", why, "look for maximize=True, a negative rate, or its sign"
 
@@ -56,8 +58,11 @@ def _decay(seen: Record) -> Found:
 @rule("step size", _DASHBOARD)
 def _step_size(seen: Record) -> Found:
     taken = seen.taken if seen.taken and seen.taken.changes else None
-    room = 0.5 if taken and taken.optimizer in _ADAPTIVE else 0.0  # an adaptive method's first step is its largest, and more than rank one
-    rows = [(row, u, _outweighs(seen, row) + room) for row in seen.weighted if (u := update_data(seen, row)) is not None]
+    room = (
+        0.5 if taken and taken.optimizer in _ADAPTIVE else 0.0
+    )  # an adaptive method's first step is its largest, and more than rank one
+    moved = [row for row in seen.weighted if any(p.norm and not p.zero for p in _matrices(seen, row))]
+    rows = [(row, u, _outweighs(seen, row) + room) for row in moved if (u := update_data(seen, row)) is not None]
     if not rows and not (taken and not any(taken.changes.values())):
         return
     middle = statistics.median([u for _, u, _ in rows] or [-math.inf])
@@ -77,13 +82,22 @@ def _too_large(seen: Record, worst: tuple[Row, float, float] | None, middle: flo
     measured = f"too large: log10(update:data) is {middle:.1f} in the middle layer at learning rate {rate:g}"
     measured += f", {update:.1f} here" if row else ""
     if taken and taken.changes:
-        measured += f"; the step of {taken.optimizer} takes the loss of this batch from {seen.loss:.3g} to {taken.loss:.3g}"
+        measured += (
+            f"; the step of {taken.optimizer} takes the loss of this batch from {seen.loss:.3g} to {taken.loss:.3g}"
+        )
     why = (
         "at -3 a thousand steps renew the weights; a step has rank near one, and beyond 1/sqrt(fan_in) + "
         f"1/sqrt(fan_out), {limit:.1f} here, its singular value exceeds that of the random weights"
     )
     action = _advice(seen, rate, 10 ** (max(-3.0 - middle, -4.0)))
-    return "warning", [row.name if row else "optimizer"], measured, f"about -3, in any case below {limit:.1f}", why, action
+    return (
+        "warning",
+        [row.name if row else "optimizer"],
+        measured,
+        f"about -3, in any case below {limit:.1f}",
+        why,
+        action,
+    )
 
 
 def _too_small(seen: Record, rows: list, middle: float, rate: float) -> tuple:
@@ -95,11 +109,11 @@ def _too_small(seen: Record, rows: list, middle: float, rate: float) -> tuple:
 
 
 def _advice(seen: Record, rate: float, factor: float) -> str:
-    if not math.isfinite(factor) or factor > 1e3 * (1 + 1e-9) and (seen.trained or rate * factor > 10):
+    if not math.isfinite(factor) or (factor > 1e3 * (1 + 1e-9) and (seen.trained or rate * factor > 10)):
         return "look at why the gradient is so small before you change the rate"
     name = seen.taken.optimizer if seen.taken else ""
     if name in _ADAPTIVE:
-        return f"a rate of {name} near {min(rate * factor, 1e-2):.0e}: each weight moves by about as much, whatever its gradient"
+        return f"a rate of {name} near {min(rate * factor, 1e-2):.0e}: each weight moves by about that much a step"
     method = f"for {name}" if name else "for plain gradient descent"
     return f"{method} a rate near {rate * factor:.0e} would give -3"
 
@@ -121,10 +135,12 @@ def grad_data(seen: Record, row: Row) -> float | None:
 
 
 def update_data(seen: Record, row: Row) -> float | None:
-    """log10(std(update) / std(data)), the update being the optimiser's own step, or lr times the gradient."""
+    """log10 of update over data: the rms of the optimiser's own step, or lr times the gradient's std, over the std."""
     if row.module is not None and seen.taken and seen.taken.changes:
         changes = seen.taken.changes
-        ratio = max((changes[p.name] / p.std for p in _matrices(seen, row) if p.name in changes and p.std > 0), default=0)
+        ratio = max(
+            (changes[p.name] / p.std for p in _matrices(seen, row) if p.name in changes and p.std > 0), default=0
+        )
         return math.log10(ratio) if ratio else None
     ratio = grad_data(seen, row)
     return math.log10(seen.lr * ratio) if ratio and seen.lr else None

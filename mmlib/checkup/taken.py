@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mmlib.checkup.found import copied
-from mmlib.checkup.row import std
+from mmlib.checkup.row import mean_square, numbers
 
 
 class Taken(NamedTuple):
-    """What one step did: the std of each parameter's change, the loss after it on the same batch, the change's product with
-    the gradient (below 0 is downhill), and by how much weight decay outweighs the rest of the step."""
+    """What one step did: the rms of each parameter's change, the loss after it on the same batch, the product of change
+    and gradient (below 0 is downhill), and by how much weight decay outweighs the rest of the step."""
 
     optimizer: str
     lr: float
@@ -59,7 +59,9 @@ def _step(
 
 
 def _numbers(group: dict) -> dict[str, float]:
-    return {key: value for key, value in group.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return {
+        key: value for key, value in group.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def _norm(x: dict[str, Tensor], names: Iterable[str]) -> float:
@@ -67,7 +69,7 @@ def _norm(x: dict[str, Tensor], names: Iterable[str]) -> float:
 
 
 def _coupled(model: nn.Module, optimizer: torch.optim.Optimizer, grads: dict[str, Tensor]) -> float:
-    """How many times larger than the gradient the decay is that is added to it, before both are divided by their size."""
+    """How many times larger than the gradient the decay is that is added to it, before both are rescaled."""
     if "AdamW" in type(optimizer).__name__ or any(g.get("decoupled_weight_decay") for g in optimizer.param_groups):
         return 0.0
     rate = {id(p): g.get("weight_decay", 0.0) for g in optimizer.param_groups for p in g["params"]}
@@ -99,5 +101,5 @@ def take(
             return state._replace(refused=f"a step of {name}, since {error}")
         raise
     slope = sum((changes[n] * grads[n]).real.sum().item() for n in grads)
-    sizes = {n: std(x) for n, x in changes.items() if x.numel() > 1}
+    sizes = {n: math.sqrt(mean_square(numbers(x))) for n, x in changes.items() if x.numel()}
     return state._replace(changes=sizes, loss=loss(stepped), slope=slope, decay=decay)

@@ -85,7 +85,7 @@ class Term(NamedTuple):
 
     `outside` describes the first target that is out of range, `passed` is the name of the activation function that the
     prediction came out of, if any, `layer` that of the layer that put it out, if it is a layer's own output; `ignored`
-    says that every target is one that the loss leaves out.
+    says that every target is one that the loss leaves out, `own` that the prediction is an output as it is.
     """
 
     function: str
@@ -98,6 +98,7 @@ class Term(NamedTuple):
     ignored: bool = False
     passed: str = ""
     layer: str = ""
+    own: bool = True
 
 
 def term(name: str, func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, Term | None]:
@@ -139,7 +140,9 @@ def _outside(name: str, prediction: Tensor, target: Tensor, ignored: int | None)
     elif name == "cross_entropy" and prediction.dim() > 1:
         total = target.sum(1)
         off = ((total - 1).abs() > 1e-2) | (target.amin(1) < 0)
-        return f"{int(off.sum())} of {off.numel()} rows of targets are no probabilities that sum to 1" if off.any() else ""
+        return (
+            f"{int(off.sum())} of {off.numel()} rows of targets are no probabilities that sum to 1" if off.any() else ""
+        )
     else:
         return ""
     if not bad.any():
@@ -158,7 +161,7 @@ def by_hand(outputs: Any, targets: Any, loss: float) -> tuple[Term | None, int]:
         n, names = targets.numel(), ["mse_loss", "l1_loss"]
         if outputs.shape != targets.shape:
             return None, 1
-        if n and 0 <= targets.min() and targets.max() <= 1:
+        if n and targets.min() >= 0 and targets.max() <= 1:
             names.append("binary_cross_entropy_with_logits")
     elif not targets.dim() or outputs.shape[:-1] != targets.shape or targets.dtype == torch.bool or not targets.numel():
         return None, 1

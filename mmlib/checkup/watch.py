@@ -13,34 +13,27 @@ from torch.overrides import TorchFunctionMode
 
 from mmlib.activations import Activation
 from mmlib.checkup.found import tensors
-from mmlib.checkup.row import BOUNDED, RECTIFIERS, Row, Spans, flat_spans, is_layer, is_norm, mean_square, numbers, units_axis
+from mmlib.checkup.functions import DROPOUT, ELEMENTWISE, ENDS, FROM_OUTPUT, MOVES, dropout_share
+from mmlib.checkup.row import (
+    BOUNDED,
+    RECTIFIERS,
+    Row,
+    Spans,
+    flat_spans,
+    is_layer,
+    is_norm,
+    mean_square,
+    numbers,
+    units_axis,
+)
 from mmlib.checkup.terms import LOSSES, REGRESSION, Term, term
 
 MODEL = "(model)"
-_FROM_OUTPUT = BOUNDED | {"relu"}  # whose output tells the slope
-_ENDS = frozenset({"softmax", "log_softmax", "softplus", "exp", "leaky_relu", "hardsigmoid", "logsigmoid"})
-_DROPOUT = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
-_DROPOUT |= {"scaled_dot_product_attention"}
-_MOVES = frozenset(
-    "view reshape flatten permute transpose t unsqueeze squeeze movedim swapaxes contiguous to float double half clone "
-    "cat concat concatenate stack hstack __getitem__ expand __get__ unflatten".split()
-)
-_ELEMENTWISE = frozenset("add sub rsub mul div pow __radd__ __rsub__ __rmul__ __rtruediv__ maximum minimum".split())
-_ELEMENTWISE |= {"true_divide", "subtract", "multiply", "divide", "eq", "ne", "__eq__", "__sub__", "__add__", "__mul__"}
 
 
 def in_transform() -> bool:
     """Whether a transform of torch.func, such as vmap, is at work: its tensors have no numbers that could be read."""
     return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def dropout_share(name: str, args: tuple, kwargs: dict) -> float:
-    """The share that a call of a dropout function drops, 0 if it drops none."""
-    if name == "scaled_dot_product_attention":
-        return float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))
-    if name not in _DROPOUT or not kwargs.get("training", args[2] if len(args) > 2 else True):
-        return 0.0
-    return float(kwargs.get("p", args[1] if len(args) > 1 else 0.5))
 
 
 class Watch(TorchFunctionMode):
@@ -72,13 +65,14 @@ class Watch(TorchFunctionMode):
         self._activated: tuple[str, Tensor] | None = None
         self._raw: dict[int, tuple[Tensor, frozenset[str]]] = {id(x): (x, frozenset({n})) for n, x in inputs.items()}
         self._sides: dict[int, tuple[Tensor, str, bool]] = {}  # in the loss: of outputs, targets; an axis added
+        self._plain: set[int] = set()  # outputs as they are, but for their shape
         self._kept: list[Tensor] = []
         self._noted = sys.exc_info()[1]  # what is being handled around the checkup is none of its business
         self._handles: list[Any] = []
         self._handlers: dict[str, Callable] = dict.fromkeys(LOSSES, self._loss)
         self._handlers |= dict.fromkeys(BOUNDED | RECTIFIERS, self._activation)
-        self._handlers |= dict.fromkeys(_ENDS, self._end) | dict.fromkeys(_DROPOUT, self._drop)
-        self._handlers |= dict.fromkeys(_MOVES, self._move) | {"requires_grad": self._own}
+        self._handlers |= dict.fromkeys(ENDS, self._end) | dict.fromkeys(DROPOUT, self._drop)
+        self._handlers |= dict.fromkeys(MOVES, self._move) | {"requires_grad": self._own}
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -95,6 +89,7 @@ class Watch(TorchFunctionMode):
     def turn(self, outputs: Any, targets: Any) -> None:
         """From here on it is the loss that is watched."""
         self.forward = False
+        self._plain = {id(x) for x in tensors(outputs)}
         self._sides = {id(x): (x, side, False) for side, xs in (("o", outputs), ("t", targets)) for x in tensors(xs)}
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -163,25 +158,29 @@ class Watch(TorchFunctionMode):
     def _in_loss(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
         mine = [self._sides[id(x)] for x in (*args, *kwargs.values()) if id(x) in self._sides]
         self.targets_read |= any("t" in side for _, side, _ in mine)
-        handler = self._loss if name in LOSSES else self._end if name in _ENDS else None
+        handler = self._loss if name in LOSSES else self._end if name in ENDS else None
         handler = None if in_transform() else handler
         output = handler(name, func, args, kwargs) if handler else func(*args, **kwargs)
         if not mine or not isinstance(output, Tensor):
             return output
-        if name in _ELEMENTWISE and len(mine) == 2 and sorted(side for _, side, _ in mine) in (["o", "t"], ["ot", "t"]):
+        if name in ELEMENTWISE and len(mine) == 2 and sorted(side for _, side, _ in mine) in (["o", "t"], ["ot", "t"]):
             (a, of_a, new_a), (b, _, new_b) = mine
             # With an axis added on both sides, or with one added and as many axes on both, it is meant.
             accident = not (new_a or new_b) or (new_a != new_b and a.dim() != b.dim())
             if accident and output.numel() > max(a.numel(), b.numel()):
                 shapes = tuple(a.shape), tuple(b.shape)
                 self.broadcast = self.broadcast or (shapes if "o" in of_a else shapes[::-1])
-        elif name in _ELEMENTWISE and len(mine) == 1 and not mine[0][2] and len(args) == 2:
+        elif name in ELEMENTWISE and len(mine) == 1 and not mine[0][2] and len(args) == 2:
             shapes = [tuple(x.shape) for x in args if isinstance(x, Tensor)]
-            if len(shapes) == 2 and set(shapes) == {(n := output.shape[0],), (n, 1)} and n > 1:  # say, of weights
+            if (
+                len(shapes) == 2 and output.dim() and set(shapes) == {(n := output.shape[0],), (n, 1)} and n > 1
+            ):  # say, of weights
                 self.broadcast = self.broadcast or tuple(shapes)
         side = "".join(sorted({letter for _, side, _ in mine for letter in side}))
         added = any(new for *_, new in mine) or output.dim() > max(x.dim() for x, *_ in mine)
         self._sides[id(output)] = output, side, added
+        if side == "o" and name in MOVES:
+            self._plain.add(id(output))
         return output
 
     def _loss(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
@@ -195,14 +194,15 @@ class Watch(TorchFunctionMode):
         pointer = seen.prediction.data_ptr()
         activated = self._activated is not None and self._activated[1].data_ptr() == pointer
         layer = self._written[pointer][1].name if pointer in self._written else ""
-        self.terms.append(seen._replace(passed=self._activated[0] if activated else "", layer=layer))
+        own = self.forward or id(args[0] if args else kwargs["input"]) in self._plain
+        self.terms.append(seen._replace(passed=self._activated[0] if activated else "", layer=layer, own=own))
         return value
 
     def _activation(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
         if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point() or not args[0].numel():
             return func(*args, **kwargs)
         x, spans = None, ()
-        if name not in _FROM_OUTPUT:
+        if name not in FROM_OUTPUT:
             key = name, args[1:], tuple(kwargs.items())
             if key not in self._spans:
                 rest = {k: v for k, v in kwargs.items() if k != "inplace"}
@@ -226,9 +226,10 @@ class Watch(TorchFunctionMode):
 
     def _end(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
         given = args[0] if args and isinstance(args[0], Tensor) else None
-        if name.endswith("softmax") and given is not None and self._activated is not None:
-            if self._activated[0] in ("softmax", "sigmoid") and self._activated[1].data_ptr() == given.data_ptr():
-                self.squashed.append(self._activated[0])
+        before, squashed = self._activated or ("", given)
+        again = name.endswith("softmax") and before in ("softmax", "sigmoid") and given is not None
+        if again and squashed.data_ptr() == given.data_ptr():
+            self.squashed.append(before)
         output = func(*args, **kwargs)
         self._activated = name, output
         self._passes_on(given, output)
