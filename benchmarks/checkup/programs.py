@@ -124,6 +124,17 @@ def convnet(channels: int = 3, classes: int = 10, norm: bool = True) -> nn.Seque
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 16, classes))
 
 
+def causal(length: int) -> Tensor:
+    """The mask of a decoder, which every position adds to its scores."""
+    return nn.Transformer.generate_square_subsequent_mask(length)
+
+
+def language_model(body: nn.Module, width: int = 32, vocabulary: int = 50) -> Net:
+    """An embedding, a body of (n, length, width), and an output for each token."""
+    run = lambda net, x: net.head(net.body(net.embedding(x)))
+    return Net(run, embedding=nn.Embedding(vocabulary, width), body=body, head=nn.Linear(width, vocabulary))
+
+
 def draw(model: nn.Module, weights: Callable[[Tensor], Any], biases: Callable[[Tensor], Any] = nn.init.zeros_):
     """The model with every weight matrix and every bias of its layers drawn anew."""
     for module in model.modules():

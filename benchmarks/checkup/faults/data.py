@@ -16,12 +16,14 @@ from benchmarks.checkup.programs import (
     Trial,
     binary,
     blobs,
+    causal,
     convnet,
     curve,
     fault,
     flat_cross_entropy,
     images,
     kind,
+    language_model,
     mlp,
     series,
     text,
@@ -77,6 +79,33 @@ def masks_of_0_and_255_as_probabilities(broken):
     return Trial(model, x, 255 * y if broken else y, BCE_LOGITS, torch.optim.Adam(model.parameters()))
 
 
+@fault(OUT_OF_RANGE)
+def padding_index_minus_one_not_ignored(broken):
+    """Labels padded with -1 in a tagging task, ignore_index left at -100."""
+    x, y = text()
+    y = y.clone()
+    y[:, 9:] = -1
+    run = lambda net, x: net.head(net.body(net.embedding(x))[0])
+    model = Net(run, embedding=nn.Embedding(50, 32), body=nn.GRU(32, 64, batch_first=True), head=nn.Linear(64, 50))
+    ignore = -100 if broken else -1
+    return Trial(model, x, y, lambda z, y: F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=ignore))
+
+
+@fault(OUT_OF_RANGE)
+def probabilities_in_percent(broken):
+    """BCELoss-like targets of 0 to 100."""
+    x, y = curve()
+    p = torch.sigmoid(y)
+    model = mlp(20, 64, 1)
+    return Trial(
+        model,
+        x,
+        100 * p if broken else p,
+        F.binary_cross_entropy_with_logits,
+        torch.optim.RMSprop(model.parameters(), lr=1e-3),
+    )
+
+
 @fault(CONSTANT_TARGETS)
 def data_sorted_by_class(broken):
     """shuffle=False on a data set that is stored class by class: the batch holds one class."""
@@ -98,6 +127,15 @@ def label_compared_with_a_string_that_never_matches(broken):
     """The label is made by a comparison that is never true, so that every target is 0."""
     x, y = blobs(classes=2)
     return Trial(mlp(20, 64, 2), x, torch.zeros_like(y) if broken else y, CROSS_ENTROPY)
+
+
+@fault(CONSTANT_TARGETS)
+def segmentation_masks_all_background(broken):
+    """Masks read as RGB and thresholded at the wrong value: all 0."""
+    x, _ = images(8)
+    y = (x.mean(1) > (100 if broken else 0)).long()
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1))
+    return Trial(model, x, y, CROSS_ENTROPY, torch.optim.Adam(model.parameters()))
 
 
 @fault(NOT_FINITE_DATA)
@@ -126,6 +164,18 @@ def a_constant_column_divided_by_its_deviation(broken):
     return Trial(mlp(20, 64, 10), x, y, CROSS_ENTROPY)
 
 
+@fault(NOT_FINITE_DATA)
+def inputs_with_a_missing_sensor(broken):
+    """nan where a sensor was silent."""
+    x, y = series()
+    if broken:
+        x[4, 5:, 2] = float("nan")
+    model = Net(
+        lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.GRU(8, 32, batch_first=True), head=nn.Linear(32, 4)
+    )
+    return Trial(model, x, y, CROSS_ENTROPY)
+
+
 @fault(TARGET_SCALE)
 def house_prices_in_dollars(broken):
     """Targets of some hundred thousand; DeepFD's list has several of these."""
@@ -152,6 +202,15 @@ def daily_returns_of_a_thousandth(broken):
     )
     target = x[:, -1, :1] + 0.1 * torch.randn(32, 1)
     return Trial(model, x, 1e-3 * target if broken else target, MSE, torch.optim.Adam(model.parameters()))
+
+
+@fault(TARGET_SCALE)
+def pixel_coordinates_as_targets(broken):
+    """Key points in pixels of a picture of 1024."""
+    x, _ = images()
+    y = torch.tanh(x.mean((2, 3)))[:, :2]
+    model = convnet(classes=2)
+    return Trial(model, x, 512 + 300 * y if broken else y, MSE, torch.optim.Adam(model.parameters()))
 
 
 @fault(UNUSED)
@@ -237,6 +296,41 @@ def token_numbers_into_a_linear_layer(broken):
     return Trial(nn.Sequential(nn.Embedding(5000, 16), nn.Flatten(), *mlp(192, 64, 4)), x, y, CROSS_ENTROPY)
 
 
+@fault(UNSCALED)
+def audio_in_sixteen_bits(broken):
+    """Samples of -32768 to 32767."""
+    y = torch.randint(4, (32,))
+    x = torch.sin(torch.arange(128) * (0.1 + 0.1 * y[:, None])) + 0.1 * torch.randn(32, 128)
+    body = nn.Sequential(
+        nn.Conv1d(1, 16, 9, 4),
+        nn.ReLU(),
+        nn.Conv1d(16, 32, 9, 4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1),
+        nn.Flatten(),
+        nn.Linear(32, 4),
+    )
+    return Trial(body, (x * (12000 if broken else 1))[:, None], y, CROSS_ENTROPY)
+
+
+@fault(UNSCALED)
+def concentrations_in_moles(broken):
+    """Features of 1e-6."""
+    x, y = curve()
+    return Trial(mlp(20, 64, 1), 1e-6 * (3 + x) if broken else x, y, MSE)
+
+
+@fault(UNSCALED)
+def dictionary_with_one_unscaled_entry(broken):
+    """Two named inputs, age and picture; the picture is bytes."""
+    x, y = images()
+    age = torch.randn(32, 1)
+    body = convnet(norm=False)[:-1]
+    run = lambda net, picture, age: net.head(torch.cat([net.body(picture), age], 1))
+    picture = (128 + 50 * x).clamp(0, 255) if broken else x
+    return Trial(Net(run, body=body, head=nn.Linear(513, 10)), (picture, age), y, CROSS_ENTROPY)
+
+
 @fault(EMPTY)
 def images_all_black(broken):
     """A loader that returns zeros where a file cannot be read."""
@@ -272,6 +366,13 @@ def padding_up_to_the_end(broken):
     return Trial(model, x, y, CROSS_ENTROPY)
 
 
+@fault(EMPTY)
+def features_overwritten_by_their_mean(broken):
+    """x[:] = x.mean(0): every row the same."""
+    x, y = curve()
+    return Trial(mlp(20, 64, 1), x.mean(0).expand(64, -1).clone() if broken else x, y, MSE)
+
+
 @fault(SHIFT)
 def labels_that_are_the_inputs(broken):
     """huggingface/transformers#27517: neither the data nor the model shifts the labels."""
@@ -297,3 +398,12 @@ def labels_shifted_twice(broken):
     )
     again = lambda z, y: flat_cross_entropy(z[:, :-1], y[:, 1:])
     return Trial(model, x, y, again if broken else flat_cross_entropy)
+
+
+@fault(SHIFT)
+def causal_transformer_asked_for_its_input(broken):
+    """x and y from the same slice."""
+    x, y = text()
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
+    model = language_model(Net(lambda net, h: net.layer(h, src_mask=causal(12)), layer=layer))
+    return Trial(model, x, x.clone() if broken else y, flat_cross_entropy, torch.optim.Adam(model.parameters()))

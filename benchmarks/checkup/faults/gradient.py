@@ -135,6 +135,31 @@ def through_numpy_and_back(broken):
     return Trial(Net(run, body=mlp(20, 64, 32), head=nn.Linear(32, 1)), *binary(), BCE_LOGITS)
 
 
+@fault(CUT)
+def memory_bank_instead_of_the_model_output(broken):
+    """Features appended to a list with .cpu().detach() before the loss."""
+    run = lambda net, x: net.head(torch.stack([net.body(row).detach() if broken else net.body(row) for row in x]))
+    return Trial(Net(run, body=mlp(20, 32, 32), head=nn.Linear(32, 10)), *blobs(16), CROSS_ENTROPY)
+
+
+@fault(CUT)
+def hard_quantisation_without_straight_through(broken):
+    """VQ-VAE without its straight-through estimator."""
+
+    def run(net, x):
+        z = net.encoder(x)
+        code = net.codes(torch.cdist(z, net.codes.weight).argmin(1))
+        return net.decoder(code if broken else z + (code - z).detach()), z, code
+
+    loss = lambda o, x: (
+        F.mse_loss(o[0], x)
+        + F.mse_loss(o[2], o[1].detach())
+        + (0 if broken else 0.25 * F.mse_loss(o[1], o[2].detach()))
+    )
+    x = images(channels=1)[0].flatten(1)
+    return Trial(Net(run, encoder=mlp(256, 64, 8), codes=nn.Embedding(32, 8), decoder=mlp(8, 64, 256)), x, x, loss)
+
+
 @fault(FROZEN)
 def everything_frozen(broken):
     """requires_grad_(False) on the backbone, after the head was put into it."""
@@ -150,6 +175,16 @@ def new_head_frozen_and_backbone_trained(broken):
     for name, p in model.named_parameters():
         p.requires_grad_(("head" not in name) if broken else True)
     return Trial(model, *blobs(), CROSS_ENTROPY, torch.optim.Adam(p for p in model.parameters() if p.requires_grad))
+
+
+@fault(FROZEN)
+def adapters_frozen_with_the_rest(broken):
+    """requires_grad_(False) after the adapters were put in; only the head still learns."""
+    run = lambda net, x: net.head((net.base(x) + net.adapter(x)).relu())
+    model = Net(run, base=mlp(20, 64, 64), adapter=nn.Linear(20, 64), head=nn.Linear(64, 10))
+    model.base.requires_grad_(False)
+    model.adapter.requires_grad_(not broken)
+    return Trial(model, *blobs(), CROSS_ENTROPY)
 
 
 @fault(NOT_CONNECTED)
@@ -264,6 +299,33 @@ def plain_tensor_that_requires_grad(broken):
     )
 
 
+@fault(UNREGISTERED)
+def blocks_in_a_list_of_lists(broken):
+    """pytorch/pytorch#715: tuples of layers in a list."""
+
+    def run(net, x):
+        for conv, norm in net.blocks:
+            x = norm(conv(x)).relu()
+        return net.head(x.mean((2, 3)))
+
+    pairs = [[nn.Conv2d(3 if k == 0 else 16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)] for k in range(3)]
+    blocks = pairs if broken else nn.ModuleList(nn.ModuleList(p) for p in pairs)
+    return Trial(Net(run, blocks=blocks, head=nn.Linear(16, 10)), *images(), CROSS_ENTROPY)
+
+
+@fault(UNREGISTERED)
+def decoder_kept_outside_the_module(broken):
+    """A second network used through a global name."""
+    decoder = mlp(16, 64, 256)
+    model = Net(
+        lambda net, x: (decoder if broken else net.decoder)(net.encoder(x)),
+        encoder=mlp(256, 64, 16),
+        **({} if broken else {"decoder": decoder}),
+    )
+    x = images(channels=1)[0].flatten(1)
+    return Trial(model, x, x, MSE, torch.optim.Adam(model.parameters()))
+
+
 @fault(UNUSED_LAYER)
 def second_layer_called_as_the_first(broken):
     """self.b twice, self.c never."""
@@ -318,6 +380,23 @@ def experts_that_are_never_chosen(broken):
     )
 
 
+@fault(UNUSED_LAYER)
+def skip_connection_that_skips_everything(broken):
+    """return x instead of x + h."""
+
+    def run(net, x):
+        for block in net.blocks:
+            h = block(x)
+            x = x if broken else x + h
+        return net.head(x.relu())
+
+    return Trial(
+        Net(run, blocks=nn.ModuleList(mlp(20, 64, 20) for _ in range(3)), head=nn.Linear(20, 10)),
+        *blobs(),
+        CROSS_ENTROPY,
+    )
+
+
 @fault(SHARED)
 def one_layer_many_times_in_a_list(broken):
     """[layer] * 4; linkedin/Liger-Kernel#269."""
@@ -358,3 +437,17 @@ def directions_of_a_recurrence_with_one_cell(broken):
     first, second = nn.GRUCell(8, 16), nn.GRUCell(8, 16)
     model = Net(run, forward_cell=first, backward_cell=first if broken else second, head=nn.Linear(32, 4))
     return Trial(model, *series(), CROSS_ENTROPY)
+
+
+@fault(SHARED)
+def one_block_in_two_places(broken):
+    """[block] * 2 unpacked into two attributes."""
+    heads = (
+        [nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))] * 2
+        if broken
+        else [mlp(64, 64, 64) for _ in range(2)]
+    )
+    run = lambda net, x: net.out(net.b(net.a(net.first(x).relu()).relu()).relu())
+    return Trial(
+        Net(run, first=nn.Linear(20, 64), a=heads[0], b=heads[1], out=nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY
+    )

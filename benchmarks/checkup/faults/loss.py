@@ -19,9 +19,12 @@ from benchmarks.checkup.programs import (
     convnet,
     curve,
     fault,
+    flat_cross_entropy,
     images,
     kind,
     mlp,
+    series,
+    text,
 )
 
 SQUASHED = kind("logits squashed before the loss", "logits already squashed", "output range")
@@ -81,6 +84,36 @@ def relu_in_forward_before_binary_cross_entropy(broken):
     return Trial(model, *binary(), BCE_LOGITS)
 
 
+@fault(SQUASHED)
+def softmax_over_pixels_classes_before_cross_entropy(broken):
+    """Segmentation: F.softmax(z, dim=1) at the end of forward (n, classes, h, w)."""
+    x, _ = images(8)
+    y = (x.mean(1) > 0).long() + (x[:, 0] > 1).long()
+    body = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 3, 3, padding=1))
+    return Trial(Net(lambda net, x: net.body(x).softmax(1) if broken else net.body(x), body=body), x, y, CROSS_ENTROPY)
+
+
+@fault(SQUASHED)
+def tanh_before_binary_cross_entropy_with_logits(broken):
+    """A discriminator that ends in tanh."""
+    model = nn.Sequential(
+        nn.Linear(64, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1), nn.Tanh() if broken else nn.Identity()
+    )
+    x = torch.randn(64, 64)
+    return Trial(
+        model, x, (x[:, :1] > 0).float(), BCE_LOGITS, torch.optim.Adam(model.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    )
+
+
+@fault(SQUASHED)
+def softmax_over_tokens_of_a_language_model(broken):
+    """torch.softmax(logits, -1) in a language model's forward."""
+    x, y = text()
+    run = lambda net, x: (lambda z: z.softmax(-1) if broken else z)(net.head(net.body(net.embedding(x))[0]))
+    model = Net(run, embedding=nn.Embedding(50, 32), body=nn.LSTM(32, 64, batch_first=True), head=nn.Linear(64, 50))
+    return Trial(model, x, y, flat_cross_entropy, torch.optim.AdamW(model.parameters()))
+
+
 @fault(LOG_PROBABILITIES)
 def raw_logits_to_nll_loss(broken):
     """NLLLoss does not take the logarithm that its name says."""
@@ -110,6 +143,13 @@ def raw_logits_to_kl_div(broken):
     (x, _), teacher = images(), F.softmax(2 * torch.randn(32, 10), dim=1)
     loss = nn.KLDivLoss(reduction="batchmean")
     return Trial(convnet(), x, teacher, loss if broken else lambda z, t: loss(F.log_softmax(z, dim=1), t))
+
+
+@fault(LOG_PROBABILITIES)
+def sigmoid_probabilities_to_nll_loss(broken):
+    """Two sigmoid outputs and NLLLoss."""
+    model = mlp(20, 64, 2).append(nn.Sigmoid() if broken else nn.LogSoftmax(dim=-1))
+    return Trial(model, *blobs(classes=2), nn.NLLLoss(), torch.optim.SGD(model.parameters(), lr=0.1))
 
 
 @fault(RANGE)
@@ -161,6 +201,33 @@ def softplus_output_for_log_returns(broken):
     return Trial(model, x, y, nn.SmoothL1Loss())
 
 
+@fault(RANGE)
+def relu_decoder_for_standardised_spectra(broken):
+    """An autoencoder whose last layer has a ReLU like all the others."""
+    x = torch.randn(64, 8) @ torch.randn(8, 40) / 8**0.5
+    model = mlp(40, 32, 8, 32, 40).append(nn.ReLU() if broken else nn.Identity())
+    return Trial(model, x, x, nn.MSELoss(), torch.optim.Adam(model.parameters()))
+
+
+@fault(RANGE)
+def sigmoid_for_angles_in_degrees(broken):
+    """Angles of -180 to 180 from a sigmoid."""
+    x, y = curve()
+    angle = 60 * y
+    return Trial(
+        mlp(20, 64, 1).append(nn.Sigmoid() if broken else nn.Identity()), x, angle if broken else y, nn.SmoothL1Loss()
+    )
+
+
+@fault(RANGE)
+def exponential_output_for_changes(broken):
+    """exp() at the end, which is positive, for changes of both signs."""
+    x, _ = series()
+    target = x[:, -1, :1] - x[:, 0, :1]
+    run = lambda net, x: (torch.exp if broken else (lambda z: z))(net.head(net.body(x)[0][:, -1]))
+    return Trial(Net(run, body=nn.GRU(8, 32, batch_first=True), head=nn.Linear(32, 1)), x, target, MSE)
+
+
 @fault(ONE_OUTPUT)
 def softmax_over_one_unit(broken):
     """Binary classification with one output and a softmax, which is 1 whatever comes in; UMLAUT's list."""
@@ -180,6 +247,14 @@ def cross_entropy_over_one_output(broken):
     """One output for two classes: the loss is 0 or the labels are out of range."""
     x, y = blobs(classes=2)
     return Trial(mlp(20, 64, 1 if broken else 2), x, y * 0 if broken else y, CROSS_ENTROPY)
+
+
+@fault(ONE_OUTPUT)
+def log_softmax_over_one_unit_with_nll(broken):
+    """One output, log-softmax, NLL: 0 from the start."""
+    x, y = blobs(classes=2)
+    model = mlp(20, 32, 1 if broken else 2).append(nn.LogSoftmax(dim=1))
+    return Trial(model, x, torch.zeros_like(y) if broken else y, nn.NLLLoss())
 
 
 @fault(BROADCAST)
@@ -246,6 +321,41 @@ def mask_without_its_channel_in_dice_loss(broken):
     return Trial(model, x, mask if broken else mask[:, None], dice)
 
 
+@fault(BROADCAST)
+def rmse_of_a_sequence_model_against_a_flat_target(broken):
+    """(n, 1) from a recurrence, targets (n,), and sqrt(mean(...)) by hand."""
+    x, _ = series()
+    target = x[:, -1, 0]
+    model = Net(
+        lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.LSTM(8, 32, batch_first=True), head=nn.Linear(32, 1)
+    )
+    return Trial(
+        model,
+        x,
+        target if broken else target[:, None],
+        lambda o, t: torch.sqrt(torch.mean(torch.square(torch.sub(o, t))) + 1e-8),
+    )
+
+
+@fault(BROADCAST)
+def log_likelihood_with_a_column_of_variances(broken):
+    """mean (n,), variance (n, 1)."""
+    x, y = curve()
+    run = lambda net, x: (net.m(net.body(x))[:, 0], F.softplus(net.v(net.body(x))) + 1e-3)
+    model = Net(run, body=nn.Sequential(nn.Linear(20, 64), nn.ReLU()), m=nn.Linear(64, 1), v=nn.Linear(64, 1))
+    shape = (lambda v: v) if broken else (lambda v: v[:, 0])
+    return Trial(model, x, y[:, 0], lambda o, t: (shape(o[1]).log() + (t - o[0]) ** 2 / shape(o[1])).mean())
+
+
+@fault(BROADCAST)
+def binary_cross_entropy_by_hand_of_column_and_vector(broken):
+    """-(y log p + (1 - y) log(1 - p)) with (n, 1) and (n,)."""
+    x, y = binary()
+    model = mlp(20, 64, 1).append(nn.Sigmoid())
+    loss = lambda p, t: -(t * torch.log(p + 1e-7) + (1 - t) * torch.log(1 - p + 1e-7)).mean()
+    return Trial(model, x, y.squeeze(1) if broken else y, loss)
+
+
 @fault(WRONG_LOSS)
 def squared_error_on_class_numbers(broken):
     """Class numbers 0 to 9 as something to regress on, which orders the classes."""
@@ -272,6 +382,16 @@ def cross_entropy_on_a_column_of_numbers(broken):
     return Trial(model, x, y if broken else y / y.std(), CROSS_ENTROPY if broken else MSE)
 
 
+@fault(WRONG_LOSS)
+def squared_error_on_token_numbers(broken):
+    """Squared error on token numbers in a sequence task."""
+    x, y = text()
+    k = 1 if broken else 50
+    run = lambda net, x: net.head(net.body(net.embedding(x))[0])
+    model = Net(run, embedding=nn.Embedding(50, 32), body=nn.GRU(32, 64, batch_first=True), head=nn.Linear(64, k))
+    return Trial(model, x, y[..., None].float() if broken else y, MSE if broken else flat_cross_entropy)
+
+
 @fault(SIGN)
 def likelihood_without_its_minus(broken):
     """The mean log-likelihood is minimised, which makes the data less likely."""
@@ -296,6 +416,15 @@ def gaussian_divergence_with_the_wrong_sign(broken):
     x = images(channels=1)[0].flatten(1)
     model = Net(run, encoder=mlp(256, 64, 16), decoder=mlp(8, 64, 256))
     return Trial(model, x, x, loss, torch.optim.Adam(model.parameters()))
+
+
+@fault(SIGN)
+def cosine_similarity_minimised(broken):
+    """Similarity instead of 1 - similarity as the loss of pairs that belong together."""
+    x = torch.randn(64, 20)
+    model = Net(lambda net, a, b: (net.body(a), net.body(b)), body=mlp(20, 64, 16))
+    sign = 1 if broken else -1
+    return Trial(model, (x, x + 0.3 * torch.randn(64, 20)), None, lambda o, _: sign * F.cosine_similarity(*o).mean())
 
 
 @fault(ITSELF)

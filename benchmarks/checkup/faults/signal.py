@@ -101,6 +101,15 @@ def kernels_drawn_without_their_fan_in(broken):
     return Trial(draw(model, lambda w: nn.init.normal_(w, std=0.5)) if broken else model, *images(), CROSS_ENTROPY)
 
 
+@fault(LARGE)
+def truncated_normal_of_two_tenths_in_six_layers(broken):
+    """TensorFlow tutorials' truncated_normal(stddev=...) with widths of 400."""
+    model = mlp(20, *[400] * 5, 10)
+    return Trial(
+        draw(model, lambda w: nn.init.trunc_normal_(w, std=0.2)) if broken else kaiming(model), *blobs(), CROSS_ENTROPY
+    )
+
+
 @fault(SMALL)
 def deviation_of_a_hundredth_in_ten_layers(broken):
     """The deviation 0.01 of 2012 in a deep network; Glorot and Bengio's subject."""
@@ -115,6 +124,15 @@ def weights_times_a_thousandth(broken):
     """ "Small random numbers": 0.001 * randn."""
     model = mlp(20, 64, 64, 64, 1, act=nn.Tanh)
     return Trial(draw(model, lambda w: nn.init.normal_(w, std=1e-3)) if broken else xavier(model), *curve(), MSE)
+
+
+@fault(SMALL)
+def tanh_layers_of_a_thousandth_uniform(broken):
+    """uniform(-0.001, 0.001) in a five-layer network of tanh."""
+    model = mlp(20, 64, 64, 64, 64, 10, act=nn.Tanh)
+    return Trial(
+        draw(model, lambda w: nn.init.uniform_(w, -1e-3, 1e-3)) if broken else xavier(model), *blobs(), CROSS_ENTROPY
+    )
 
 
 @fault(ALIKE)
@@ -150,6 +168,17 @@ def both_factors_of_an_adapter_zero(broken):
         nn.init.zeros_(down.weight)
     model = Net(lambda net, x: net.base(x) + net.up(net.down(x)), base=base, down=down, up=up)
     return Trial(model, *blobs(), CROSS_ENTROPY)
+
+
+@fault(ALIKE)
+def ones_in_a_recurrence(broken):
+    """Every parameter of a GRU set to a constant."""
+    body = nn.GRU(8, 32, batch_first=True)
+    if broken:
+        for p in body.parameters():
+            nn.init.constant_(p, 0.1)
+    model = Net(lambda net, x: net.head(net.body(x)[0][:, -1]), body=body, head=nn.Linear(32, 4))
+    return Trial(model, *series(), CROSS_ENTROPY)
 
 
 @fault(DEAD)
@@ -189,6 +218,26 @@ def relu_of_inputs_that_are_all_negative(broken):
             model[0].weight.abs_()
         x = F.log_softmax(x, dim=1)
     return Trial(model, x, y, CROSS_ENTROPY)
+
+
+@fault(DEAD)
+def convnet_dead_by_its_biases(broken):
+    """Biases of -5 in the first convolution."""
+    model = convnet(norm=False)
+    if broken:
+        nn.init.constant_(model[0].bias, -8.0)
+    return Trial(model, *images(), CROSS_ENTROPY)
+
+
+@fault(DEAD)
+def hardtanh_of_large_biases(broken):
+    """Hardtanh on pre-activations of some tens."""
+    act = nn.Hardtanh() if broken else nn.Tanh()
+    model = nn.Sequential(nn.Linear(20, 64), act, nn.Linear(64, 10))
+    if broken:
+        with torch.no_grad():
+            model[0].bias.copy_(20 * torch.randn(64).sign())
+    return Trial(model, *blobs(), CROSS_ENTROPY)
 
 
 @fault(SATURATED)
@@ -233,6 +282,17 @@ def large_constant_added_to_every_feature(broken):
     return Trial(Net(run, body=nn.Linear(20, 64), head=nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY)
 
 
+@fault(SATURATED)
+def lstm_with_weights_of_deviation_three(broken):
+    """normal_(std=3) for every parameter of an LSTM."""
+    body = nn.LSTM(8, 32, batch_first=True)
+    if broken:
+        for p in body.parameters():
+            nn.init.normal_(p, std=3.0)
+    model = Net(lambda net, x: net.head(net.body(x)[0][:, -1]), body=body, head=nn.Linear(32, 4))
+    return Trial(model, *series(), CROSS_ENTROPY)
+
+
 @fault(VANISHING)
 def eight_layers_of_sigmoids(broken):
     """Glorot and Bengio's example, still asked about."""
@@ -265,6 +325,13 @@ def plain_recurrence_over_a_hundred_steps(broken):
         lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.RNN(8, 64, batch_first=True), head=nn.Linear(64, 4)
     )
     return Trial(model, x, y, CROSS_ENTROPY)
+
+
+@fault(VANISHING)
+def deep_tanh_network_with_small_gain(broken):
+    """Fifteen layers of tanh with a gain of 0.5."""
+    model = mlp(20, *[64] * 15, 1, act=nn.Tanh)
+    return Trial(draw(model, lambda w: nn.init.xavier_normal_(w, gain=0.5 if broken else 5 / 3)), *curve(), MSE)
 
 
 @fault(EXPLODING)
@@ -302,6 +369,22 @@ def gain_of_three_in_ten_layers(broken):
     )
 
 
+@fault(EXPLODING)
+def products_of_features_in_a_deep_network(broken):
+    """Squares as activations, layer after layer."""
+
+    def run(net, x):
+        for layer in net.layers:
+            h = layer(x)
+            x = h**2 if broken else h.relu()
+        return net.head(x)
+
+    layers = nn.ModuleList(nn.Linear(20 if k == 0 else 64, 64) for k in range(7))
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight)
+    return Trial(Net(run, layers=layers, head=nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY)
+
+
 @fault(COLLAPSED)
 def norm_over_one_feature(broken):
     """LayerNorm of the last axis, which has length 1: its output is its bias."""
@@ -323,6 +406,14 @@ def instance_norm_before_global_pooling(broken):
         nn.Linear(32, 10),
     )
     return Trial(model, *images(), CROSS_ENTROPY)
+
+
+@fault(COLLAPSED)
+def mean_of_normalised_features(broken):
+    """The mean over the features of a layer norm is its bias: 0."""
+    pool = (lambda h: h.mean(-1, keepdim=True).expand(-1, 64)) if broken else (lambda h: h)
+    run = lambda net, x: net.head(pool(F.layer_norm(net.body(x), (64,))))
+    return Trial(Net(run, body=mlp(20, 64, 64), head=nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY)
 
 
 @fault(OVERSMOOTHED)
@@ -414,3 +505,26 @@ def half_precision_overflow(broken):
     model = mlp(20, 64, 1).to(dtype)
     scale = 300 if broken else 1
     return Trial(model, x.to(dtype), (scale * y).to(dtype), lambda o, t: ((o - t) ** 2).mean())
+
+
+@fault(NOT_FINITE)
+def logarithm_of_a_negative_output(broken):
+    """Log of predictions in a squared logarithmic error."""
+    x, y = curve()
+    loss = (
+        (lambda o, t: ((o.log() - t.log()) ** 2).mean())
+        if broken
+        else (lambda o, t: ((F.softplus(o).log1p() - t.log1p()) ** 2).mean())
+    )
+    return Trial(mlp(20, 64, 1), x, y.exp(), loss)
+
+
+@fault(NOT_FINITE)
+def norm_of_a_zero_vector(broken):
+    """x / x.norm() of a row of zeros."""
+    x, y = blobs()
+    x[7] = 0
+    run = lambda net, x: (
+        net.body(x / x.norm(dim=1, keepdim=True)) if broken else net.body(F.normalize(x, dim=1) * 20**0.5)
+    )
+    return Trial(Net(run, body=mlp(20, 64, 10)), x, y, CROSS_ENTROPY)

@@ -9,7 +9,7 @@ import copy
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 
 from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
@@ -25,6 +25,7 @@ from benchmarks.checkup.programs import (
     mlp,
     series,
     tokens,
+    trained,
 )
 
 TOO_LARGE = kind("rate too large", "step size")
@@ -73,6 +74,20 @@ def sum_of_losses_with_the_rate_of_a_mean(broken):
     return Trial(model, *blobs(512), loss, SGD(model.parameters(), lr=0.1))
 
 
+@fault(TOO_LARGE)
+def momentum_and_a_rate_of_two(broken):
+    """SGD(lr=2, momentum=0.9) on a network without norms."""
+    model = convnet(norm=False)
+    return Trial(model, *images(), CROSS_ENTROPY, SGD(model.parameters(), lr=2.0 if broken else 0.02, momentum=0.9))
+
+
+@fault(TOO_LARGE)
+def fine_tuning_at_a_hundred_times_the_rate(broken):
+    """A trained network taken up with Adam at 0.5."""
+    trial = trained(Trial(mlp(20, 64, 64, 10), *blobs(), CROSS_ENTROPY), 60)
+    return trial._replace(optimizer=Adam(trial.model.parameters(), lr=0.5 if broken else 1e-4))
+
+
 @fault(TOO_SMALL)
 def adam_at_a_billionth(broken):
     """A rate of 1e-9, the end of a schedule that had run before."""
@@ -93,6 +108,13 @@ def rate_of_zero_after_warm_up(broken):
     body = nn.LSTM(8, 32, batch_first=True)
     model = Net(lambda net, x: net.head(net.body(x)[0][:, -1]), body=body, head=nn.Linear(32, 4))
     return Trial(model, *series(), CROSS_ENTROPY, AdamW(model.parameters(), lr=1e-3 * (10 // 100 if broken else 1)))
+
+
+@fault(TOO_SMALL)
+def adagrad_at_a_hundred_millionth(broken):
+    """A rate with two minus signs too many."""
+    model = mlp(20, 64, 64, 1)
+    return Trial(model, *curve(), MSE, Adagrad(model.parameters(), lr=1e-8 if broken else 0.01))
 
 
 @fault(NOT_HELD)
@@ -124,6 +146,19 @@ def groups_by_name_that_leave_some_out(broken):
     return Trial(model, *blobs(), CROSS_ENTROPY, AdamW([{"params": g} for g in groups[: 1 if broken else 2]], lr=1e-3))
 
 
+@fault(NOT_HELD)
+def embedding_left_out_of_the_optimiser(broken):
+    """Parameters of two of three parts in the list."""
+    model = Net(
+        lambda net, x: net.head(net.body(net.embedding(x))[0][:, -1]),
+        embedding=nn.Embedding(50, 32),
+        body=nn.GRU(32, 32, batch_first=True),
+        head=nn.Linear(32, 4),
+    )
+    given = [*model.body.parameters(), *model.head.parameters()]
+    return Trial(model, *tokens(), CROSS_ENTROPY, Adam(given if broken else model.parameters()))
+
+
 @fault(OTHER_MODEL)
 def optimiser_of_the_model_before_its_copy(broken):
     """A deep copy, or the model built anew in the next cell of a notebook."""
@@ -141,6 +176,14 @@ def optimiser_of_the_discriminator_for_the_generator(broken):
     optimizer = Adam((discriminator if broken else generator).parameters(), lr=2e-4)
     target = torch.tanh(torch.randn(32, 16) @ torch.randn(16, 64) / 4)
     return Trial(generator, torch.randn(32, 16), target, MSE, optimizer)
+
+
+@fault(OTHER_MODEL)
+def model_loaded_anew_after_the_optimiser(broken):
+    """model = torch.load(...) after the optimiser was made."""
+    old = convnet()
+    model = copy.deepcopy(old) if broken else old
+    return Trial(model, *images(), CROSS_ENTROPY, SGD(old.parameters(), lr=0.05, momentum=0.9))
 
 
 @fault(DECAY)
@@ -167,6 +210,18 @@ def decay_added_to_the_gradient_of_adam(broken):
     return Trial(model, *curve(), MSE, Adam(model.parameters(), lr=1e-3, weight_decay=1.0 if broken else 1e-5))
 
 
+@fault(DECAY)
+def weight_decay_in_place_of_momentum(broken):
+    """SGD(params, 0.1, weight_decay=0.9): the number meant for momentum."""
+    model = mlp(20, 64, 64, 10)
+    return Trial(
+        model,
+        *blobs(),
+        CROSS_ENTROPY,
+        SGD(model.parameters(), lr=0.1, **{"weight_decay" if broken else "momentum": 0.9}),
+    )
+
+
 @fault(SETTINGS)
 def loss_maximised(broken):
     """maximize=True left from reinforcement learning."""
@@ -186,3 +241,10 @@ def epsilon_of_one_in_adam(broken):
     """eps=1.0, which swallows gradients of a hundredth."""
     model = mlp(20, 64, 64, 10)
     return Trial(model, *blobs(), CROSS_ENTROPY, Adam(model.parameters(), lr=1e-3, eps=1.0 if broken else 1e-8))
+
+
+@fault(SETTINGS)
+def adamw_that_maximises(broken):
+    """maximize=True with a loss that is to fall."""
+    model = convnet()
+    return Trial(model, *images(), CROSS_ENTROPY, AdamW(model.parameters(), lr=1e-3, maximize=broken))

@@ -1,8 +1,10 @@
-"""Faults of the structure: axes, reshapes, masks, activations left out, modes.
+"""Faults of the structure: activations and masks left out, dropout, batch statistics, modes.
 
-Kinds from A. Karpathy's lists (view against permute, training and evaluation mode), the taxonomy of N. Humbatova et al.
-(ICSE 2020), A. Nikanjam et al., NeuraLint (TOSEM 2021), and the threads named below.
+Kinds from A. Karpathy's lists (training and evaluation mode), the taxonomy of N. Humbatova et al. (ICSE 2020), A.
+Nikanjam et al., NeuraLint (TOSEM 2021), and the threads named below.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -14,30 +16,22 @@ from benchmarks.checkup.programs import (
     Net,
     Trial,
     blobs,
+    causal,
     convnet,
     curve,
     fault,
     flat_cross_entropy,
     images,
     kind,
+    language_model,
     mlp,
-    series,
     text,
     tokens,
     trained,
 )
 
-AXES = kind("batch axis and time axis swapped", "examples mixed")
-OVER_BATCH = kind(
-    "a softmax or mean over the batch",
-    "examples mixed",
-    "logits where log-probabilities belong, same for all examples, constant predictions",
-)
-RESHAPED = kind("a reshape that carries numbers to other examples", "examples mixed")
-SCRAMBLED = kind("a reshape that scrambles within an example")
 AFFINE = kind("no activation between layers", "no activation")
 LEAK = kind("a model that sees its target", "sees its target")
-POSITION = kind("positions lost")
 MASK = kind(
     "a mask in the wrong sense or place", "", "not finite, same for all examples, constant predictions, first loss"
 )
@@ -45,194 +39,6 @@ DROPOUT = kind("too much dropout", "dropout", "zero gradient, constant predictio
 ALWAYS_DROPS = kind("dropout in evaluation mode", "dropout")
 SMALL_BATCH = kind("batch statistics of one or two examples", "batch norm", "same for all examples")
 MODES = kind("the wrong mode", "mixed modes, evaluation mode, statistics not run")
-NORM_AXIS = kind("a norm over the wrong axis", "batch norm, examples mixed", "same for all examples")
-
-
-def causal(length):
-    return nn.Transformer.generate_square_subsequent_mask(length)
-
-
-def language_model(body, width=32, vocabulary=50):
-    run = lambda net, x: net.head(net.body(net.embedding(x)))
-    return Net(run, embedding=nn.Embedding(vocabulary, width), body=body, head=nn.Linear(width, vocabulary))
-
-
-@fault(AXES)
-def lstm_without_batch_first(broken):
-    """pytorch/pytorch#19675 and many forum topics: (n, length, features) taken for (length, n, features)."""
-    run = lambda net, x: net.head(net.body(x)[0][:, -1])
-    model = Net(run, body=nn.LSTM(8, 32, batch_first=not broken), head=nn.Linear(32, 4))
-    return Trial(model, *series(), CROSS_ENTROPY)
-
-
-@fault(AXES)
-def transformer_without_batch_first(broken):
-    """IBM/TabFormer#14; Exorust/TorchLeet#5."""
-    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=not broken)
-    run = lambda net, x: net.head(net.body(net.embedding(x)).mean(1))
-    body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    model = Net(run, embedding=nn.Embedding(50, 32), body=body, head=nn.Linear(32, 4))
-    return Trial(model, *tokens(), CROSS_ENTROPY, torch.optim.Adam(model.parameters()))
-
-
-@fault(AXES)
-def attention_without_batch_first(broken):
-    """om-ai-lab/OmDet#19."""
-
-    def run(net, x):
-        h = net.first(x)
-        return net.head((h + net.attention(h, h, h)[0]).relu().mean(1))
-
-    attention = nn.MultiheadAttention(32, 4, batch_first=not broken)
-    model = Net(run, first=nn.Linear(8, 32), attention=attention, head=nn.Linear(32, 4))
-    return Trial(model, *series(), CROSS_ENTROPY)
-
-
-@fault(AXES)
-def recurrence_by_hand_over_the_first_axis(broken):
-    """for x_t in x goes through the batch, and every example inherits the state of the one before."""
-
-    def run(net, x):
-        h, states = torch.zeros(x.shape[1] if broken else x.shape[0], 32), []
-        for row in x if broken else x.transpose(0, 1):
-            h = net.cell(row, h)
-            states.append(h)
-        return net.head(torch.stack(states).mean(1) if broken else h)
-
-    return Trial(Net(run, cell=nn.GRUCell(8, 32), head=nn.Linear(32, 4)), *series(), CROSS_ENTROPY)
-
-
-@fault(OVER_BATCH)
-def attention_weights_normalised_over_the_batch(broken):
-    """F.softmax(scores, dim=0)."""
-
-    def run(net, x):
-        weights = F.softmax(net.score(x), dim=0 if broken else 1)
-        return net.head((weights * net.value(x)).sum(1))
-
-    model = Net(run, score=nn.Linear(8, 1), value=nn.Linear(8, 32), head=mlp(32, 32, 4))
-    return Trial(model, *series(), CROSS_ENTROPY)
-
-
-@fault(OVER_BATCH)
-def log_softmax_over_the_batch(broken):
-    """ikostrikov/pytorch-meta-optimizer#10; MicrosoftDocs/pytorchfundamentals#21."""
-    return Trial(mlp(20, 64, 10).append(nn.LogSoftmax(dim=0 if broken else 1)), *blobs(), nn.NLLLoss())
-
-
-@fault(OVER_BATCH)
-def mixture_weights_over_the_batch(broken):
-    """ctallec/world-models#10."""
-
-    def run(net, x):
-        logits, means = net.body(x).chunk(2, dim=1)
-        return F.log_softmax(logits, dim=0 if broken else 1), means
-
-    loss = lambda out, y: -(out[0] - 0.5 * (out[1] - y) ** 2).logsumexp(1).mean()
-    return Trial(Net(run, body=mlp(20, 64, 10)), *curve(), loss)
-
-
-@fault(OVER_BATCH)
-def policy_with_a_softmax_over_states(broken):
-    """DeepReinforcementLearningInAction#32: made for one state, used for a batch."""
-    states, actions, returns = torch.randn(64, 8), torch.randint(4, (64, 1)), torch.randn(64)
-    model = nn.Sequential(*mlp(8, 64, 4, act=nn.LeakyReLU), nn.Softmax(dim=0 if broken else 1))
-    return Trial(model, states, returns, lambda p, r: -(p.gather(1, actions)[:, 0].log() * r).mean())
-
-
-@fault(OVER_BATCH)
-def mean_over_the_batch_too(broken):
-    """A mean over the first two axes where one over the second is meant."""
-    pool = (lambda h: h.mean((0, 1)).expand(len(h), -1)) if broken else (lambda h: h.mean(1))
-    model = Net(lambda net, x: net.head(pool(net.body(x))), body=mlp(8, 64, 64), head=nn.Linear(64, 4))
-    return Trial(model, *series(), CROSS_ENTROPY)
-
-
-@fault(RESHAPED)
-def view_for_a_transpose_before_a_recurrence(broken):
-    """rish-16/tokenlearner-pytorch#1: view(length, n, features) of what is (n, length, features)."""
-
-    def run(net, x):
-        n, length, features = x.shape
-        return net.head(net.body(x.reshape(length, n, features) if broken else x.transpose(0, 1))[0][-1])
-
-    return Trial(Net(run, body=nn.GRU(8, 32), head=nn.Linear(32, 4)), *series(), CROSS_ENTROPY)
-
-
-@fault(RESHAPED)
-def last_states_of_two_directions_viewed_as_rows(broken):
-    """hidden (2, n, h) viewed as (n, 2 h); OpenNMT/OpenNMT-py#61 asks how it must be."""
-
-    def run(net, x):
-        hidden = net.body(x)[1]
-        return net.head(hidden.reshape(len(x), -1) if broken else torch.cat(list(hidden), dim=1))
-
-    model = Net(run, body=nn.GRU(8, 16, batch_first=True, bidirectional=True), head=nn.Linear(32, 4))
-    return Trial(model, *series(), CROSS_ENTROPY)
-
-
-@fault(RESHAPED)
-def heads_joined_without_their_transpose(broken):
-    """gazelle93/Transformer-Various-Positional-Encoding#1: (heads, n, ...) taken for (n, heads, ...)."""
-
-    def run(net, x):
-        n, length, heads = *x.shape[:2], 4
-        split = lambda h: h.view(n, length, heads, -1).permute(2, 0, 1, 3)
-        q, k, v = map(split, net.qkv(net.first(x)).chunk(3, dim=-1))
-        out = (q @ k.mT / 8**0.5).softmax(-1) @ v
-        out = out.reshape(n, length, -1) if broken else out.permute(1, 2, 0, 3).reshape(n, length, -1)
-        return net.head(out.mean(1))
-
-    return Trial(
-        Net(run, first=nn.Linear(8, 32), qkv=nn.Linear(32, 96), head=nn.Linear(32, 4)), *series(), CROSS_ENTROPY
-    )
-
-
-@fault(RESHAPED)
-def flattened_after_the_channels_went_first(broken):
-    """A permute that puts the batch second, and a view that does not know."""
-    flat = lambda h: h.transpose(0, 1).reshape(32, -1) if broken else h.flatten(1)
-    body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(4))
-    return Trial(
-        Net(lambda net, x: net.head(flat(net.body(x))), body=body, head=nn.Linear(128, 10)), *images(), CROSS_ENTROPY
-    )
-
-
-@fault(SCRAMBLED)
-def channels_last_images_viewed_as_channels_first(broken):
-    """view(n, 3, h, w) of images that are (n, h, w, 3): Karpathy's sixth mistake."""
-    x, y = images()
-    last = x.permute(0, 2, 3, 1).contiguous()
-    model = Net(lambda net, x: net.body(x.view(-1, 3, 16, 16) if broken else x.permute(0, 3, 1, 2)), body=convnet())
-    return Trial(model, last, y, CROSS_ENTROPY)
-
-
-@fault(SCRAMBLED)
-def logits_viewed_with_their_classes_second(broken):
-    """view(n, classes, length) where cross-entropy needs a transpose."""
-    x, y = text()
-    model = language_model(Net(lambda net, h: net.rnn(h)[0], rnn=nn.GRU(32, 32, batch_first=True)))
-    turn = (lambda z: z.reshape(32, 50, 12)) if broken else (lambda z: z.transpose(1, 2))
-    return Trial(model, x, y, lambda z, y: F.cross_entropy(turn(z), y))
-
-
-@fault(SCRAMBLED)
-def heads_split_by_a_view_alone(broken):
-    """reczoo/FuxiCTR#30: (n, length, d) viewed as (n heads, length, d / heads) takes pieces of other positions."""
-
-    def run(net, x):
-        n, length = x.shape[:2]
-        if broken:
-            split = lambda h: h.reshape(n * 4, length, -1)
-        else:
-            split = lambda h: h.view(n, length, 4, -1).transpose(1, 2)
-        q, k, v = map(split, net.qkv(net.embedding(x)).chunk(3, dim=-1))
-        out = (q @ k.mT / 8**0.5).softmax(-1) @ v
-        return net.head((out if broken else out.transpose(1, 2)).reshape(n, length, -1).mean(1))
-
-    return Trial(
-        Net(run, embedding=nn.Embedding(50, 32), qkv=nn.Linear(32, 96), head=nn.Linear(32, 4)), *tokens(), CROSS_ENTROPY
-    )
 
 
 @fault(AFFINE)
@@ -273,6 +79,26 @@ def head_of_two_layers_without_an_activation(broken):
     return Trial(nn.Sequential(*convnet()[:-1], *head), *images(), CROSS_ENTROPY)
 
 
+@fault(AFFINE)
+def regression_of_three_linear_layers(broken):
+    """nn.Linear after nn.Linear, as in a tutorial's first model."""
+    act = nn.Identity if broken else nn.ReLU
+    model = mlp(20, 128, 64, 1, act=act)
+    return Trial(model, *curve(128), MSE, torch.optim.Adam(model.parameters()))
+
+
+@fault(AFFINE)
+def autoencoder_with_batch_norm_but_no_activation(broken):
+    """Linear, batch norm, linear, batch norm."""
+    layers = [
+        m
+        for a, b in ((40, 32), (32, 8), (8, 32))
+        for m in (nn.Linear(a, b), nn.BatchNorm1d(b), nn.Identity() if broken else nn.ReLU())
+    ]
+    x = torch.tanh(torch.randn(64, 8) @ torch.randn(8, 40) / 3)
+    return Trial(nn.Sequential(*layers, nn.Linear(32, 40)), x, x, MSE)
+
+
 @fault(LEAK)
 def decoder_without_its_causal_mask(broken):
     """huggingface/transformers#48745; keras-team/keras#23038."""
@@ -308,25 +134,36 @@ def convolution_over_time_padded_on_both_sides(broken):
     return Trial(language_model(Net(run, conv=nn.Conv1d(32, 32, 3))), *text(), flat_cross_entropy)
 
 
-@fault(POSITION)
-def transformer_without_positions(broken):
-    """No positional encoding: which of two tokens comes first cannot be learned."""
-    x, _ = tokens()
-    y = (x[:, 0] > x[:, -1]).long()
-    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
-    position = torch.zeros(12, 32) if broken else 0.5 * torch.randn(12, 32)
-    run = lambda net, x: net.head(net.layer(net.embedding(x) + position).mean(1))
-    return Trial(Net(run, embedding=nn.Embedding(50, 32), layer=layer, head=nn.Linear(32, 2)), x, y, CROSS_ENTROPY)
+@fault(LEAK)
+def attention_by_hand_without_a_mask(broken):
+    """Self-attention written out, the mask forgotten."""
+
+    def attend(net, h):
+        q, k, v = net.qkv(h).chunk(3, dim=-1)
+        scores = q @ k.mT / 32**0.5
+        if not broken:
+            scores = scores.masked_fill(torch.ones(12, 12).triu(1).bool(), -math.inf)
+        return h + scores.softmax(-1) @ v
+
+    return Trial(language_model(Net(attend, qkv=nn.Linear(32, 96))), *text(), flat_cross_entropy)
 
 
-@fault(POSITION)
-def positions_along_the_batch(broken):
-    """songyangco/GETNext#2: the encoding is added along the batch, so that it tells examples apart and not steps."""
-    position = 0.5 * torch.randn(64, 32)
-    add = lambda h: h + (position[: len(h), None] if broken else position[: h.shape[1]])
-    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
-    run = lambda net, x: net.head(net.layer(add(net.embedding(x))).mean(1))
-    return Trial(Net(run, embedding=nn.Embedding(50, 32), layer=layer, head=nn.Linear(32, 4)), *tokens(), CROSS_ENTROPY)
+@fault(LEAK)
+def pooled_context_of_the_whole_sequence(broken):
+    """A mean over all steps added to every step of a next-token model."""
+    context = lambda h: h.mean(1, keepdim=True) if broken else h.cumsum(1) / torch.arange(1, 13)[:, None]
+    model = language_model(Net(lambda net, h: torch.tanh(net.a(h) + context(h)), a=nn.Linear(32, 32)))
+    return Trial(model, *text(), flat_cross_entropy)
+
+
+@fault(LEAK)
+def forecast_that_looks_ahead(broken):
+    """A forecast of the next value whose network convolves over both sides."""
+    x = torch.randn(32, 25).cumsum(1)
+    x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True)
+    pad = (1, 1) if broken else (2, 0)
+    run = lambda net, x: net.b(net.a(F.pad(x[:, None], pad)).relu())[:, 0]
+    return Trial(Net(run, a=nn.Conv1d(1, 32, 3), b=nn.Conv1d(32, 1, 1)), x[:, :-1], x[:, 1:], MSE)
 
 
 @fault(MASK)
@@ -382,6 +219,14 @@ def dropout_of_one(broken):
     return Trial(model, *curve(), MSE)
 
 
+@fault(DROPOUT)
+def dropout_of_ninety_five_percent_in_attention(broken):
+    """dropout=0.95 given to a transformer layer."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.95 if broken else 0.1, batch_first=True)
+    run = lambda net, x: net.head(net.layer(net.embedding(x)).mean(1))
+    return Trial(Net(run, embedding=nn.Embedding(50, 32), layer=layer, head=nn.Linear(32, 4)), *tokens(), CROSS_ENTROPY)
+
+
 @fault(ALWAYS_DROPS)
 def functional_dropout_without_its_flag(broken):
     """karpathy/nanoGPT#240: F.dropout(h, 0.5) drops in evaluation mode too."""
@@ -406,6 +251,17 @@ def attention_dropout_without_its_flag(broken):
     return Trial(model, *tokens(), CROSS_ENTROPY)
 
 
+@fault(ALWAYS_DROPS)
+def bernoulli_mask_by_hand(broken):
+    """A mask drawn in forward without asking for the mode."""
+
+    def run(net, x):
+        h = net.a(x).relu()
+        return net.b(h * torch.bernoulli(torch.full_like(h, 0.5)) * 2 if broken or net.training else h)
+
+    return Trial(Net(run, a=nn.Linear(20, 64), b=nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY)
+
+
 @fault(SMALL_BATCH)
 def batch_norm_with_two_examples(broken):
     """A batch of two: every normalised number is 1 or -1."""
@@ -420,6 +276,24 @@ def batch_norm_with_one_image(broken):
     x, y = images(32)
     n = 1 if broken else 32
     return Trial(convnet(), x[:n], y[:n], CROSS_ENTROPY)
+
+
+@fault(SMALL_BATCH)
+def batch_norm_after_global_pooling_with_two_images(broken):
+    """A batch of two through BatchNorm1d."""
+    n = 2 if broken else 32
+    x, y = images(32)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 32, bias=False),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
+    return Trial(model, x[:n], y[:n], CROSS_ENTROPY)
 
 
 @fault(MODES)
@@ -446,29 +320,10 @@ def dropout_left_in_evaluation_mode(broken):
     return Trial(model, *blobs(), CROSS_ENTROPY)
 
 
-@fault(NORM_AXIS)
-def batch_norm_over_the_steps(broken):
-    """BatchNorm1d(length) on (n, length, features), because that is what runs."""
-    norm = nn.BatchNorm1d(12 if broken else 32)
-    apply = (lambda net, h: net.norm(h)) if broken else (lambda net, h: net.norm(h.transpose(1, 2)).transpose(1, 2))
-    run = lambda net, x: net.head(apply(net, net.body(x)).relu().mean(1))
-    return Trial(
-        Net(run, body=nn.Linear(8, 32, bias=False), norm=norm, head=nn.Linear(32, 4)), *series(), CROSS_ENTROPY
-    )
-
-
-@fault(NORM_AXIS)
-def standardised_over_the_batch_by_hand(broken):
-    """(h - h.mean(0)) / h.std(0) in forward, also in evaluation mode, where LayerNorm is meant."""
-    norm = (lambda h: (h - h.mean(0)) / (h.std(0) + 1e-5)) if broken else (lambda h: F.layer_norm(h, (64,)))
-    run = lambda net, x: net.head(norm(net.body(x)).relu())
-    return Trial(Net(run, body=nn.Linear(20, 64), head=nn.Linear(64, 10)), *blobs(), CROSS_ENTROPY)
-
-
-@fault(NORM_AXIS)
-def embeddings_normalised_over_the_batch(broken):
-    """F.normalize(h, dim=0) before a contrastive loss."""
-    x, other = torch.randn(2, 64, 20)
-    run = lambda net, a, b: [F.normalize(net.body(z), dim=0 if broken else 1) for z in (a, b)]
-    loss = lambda out, y: F.cross_entropy(out[0] @ out[1].T / 0.2, y)
-    return Trial(Net(run, body=mlp(20, 64, 16)), (x, x + 0.2 * other), torch.arange(64), loss)
+@fault(MODES)
+def transformer_trained_after_eval(broken):
+    """A transformer with dropout, in evaluation mode, with its optimiser."""
+    layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.2, batch_first=True)
+    run = lambda net, x: net.head(net.layer(net.embedding(x)).mean(1))
+    model = Net(run, embedding=nn.Embedding(50, 32), layer=layer, head=nn.Linear(32, 4)).train(not broken)
+    return Trial(model, *tokens(), CROSS_ENTROPY, torch.optim.AdamW(model.parameters()))
