@@ -14,6 +14,7 @@ _GAP = 4 * torch.finfo(torch.float32).eps
 
 
 def gradients(loss: Tensor, wanted: list[nn.Parameter]) -> dict[nn.Parameter, Tensor | None]:
+    """Those of the loss, None for parameters that it does not reach."""
     if not wanted or not loss.requires_grad:
         return dict.fromkeys(wanted)
     found = torch.autograd.grad(loss.sum(), wanted, allow_unused=True, retain_graph=(again := checkpointed(loss)))

@@ -180,7 +180,7 @@ def _record(
     terms, sign = watch.terms, 1
     if not terms:
         found, sign = by_hand(outputs, expected, loss.item())
-        terms = [found] if found else []
+        terms = [watch.placed(found, outputs)] if found else []
     layers = {row.name for row in watch.rows.values() if row.module is not None}
     biases = {p for name, p in names.items() if "bias" in name}
     shift, time, shifted = shift_of(inputs, [t.target for t in terms] or list(tensors(expected)))

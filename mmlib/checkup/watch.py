@@ -191,12 +191,16 @@ class Watch(TorchFunctionMode):
             return value
         if not value.requires_grad:
             self.unconnected.append(name)
-        pointer = seen.prediction.data_ptr()
-        activated = self._activated is not None and self._activated[1].data_ptr() == pointer
-        layer = self._written[pointer][1].name if pointer in self._written else ""
         own = self.forward or id(args[0] if args else kwargs["input"]) in self._plain
-        self.terms.append(seen._replace(passed=self._activated[0] if activated else "", layer=layer, own=own))
+        self.terms.append(self.placed(seen, seen.prediction)._replace(own=own))
         return value
+
+    def placed(self, seen: Term, prediction: Tensor) -> Term:
+        """A term with the activation function or the layer that its prediction came out of."""
+        place = prediction.data_ptr()
+        activated = self._activated is not None and self._activated[1].data_ptr() == place
+        layer = self._written[place][1].name if place in self._written else ""
+        return seen._replace(passed=self._activated[0] if activated else "", layer=layer)
 
     def _activation(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
         if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point() or not args[0].numel():
