@@ -98,13 +98,14 @@ def test_outcomes(said, alarms, expected):
     assert run.outcome(some, run.Run("x", 1, True, said, alarms)) == expected
 
 
-def test_the_table_counts_runs_and_lists_what_is_missed(monkeypatch):
+def test_the_table_counts_runs_and_lists_what_is_missed():
     known = {name: FAULTS[name] for name in ("images all black", "inputs shuffled without their targets")}
     made = run.runs(known.values(), (1, 3), (True,))
     rows = run.table(made)
     assert rows[0][:3] == [known["images all black"].kind.name, "1", "100"]
     assert rows[-1] == ["all", "2", "50", "", "50", ""]
     assert run.missed(made) == ["inputs shuffled without their targets"]
+    assert "exact or related in 50% of the runs" in run.first(made)
 
 
 def test_a_checkup_that_raises_is_an_alarm(monkeypatch):

@@ -11,8 +11,18 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from benchmarks.checkup.healthy.networks import Decoder, last_step, resnet
-from benchmarks.checkup.programs import CROSS_ENTROPY, Trial, blobs, flat_cross_entropy, mlp, seeded, series, text
+from benchmarks.checkup.healthy.networks import Decoder, resnet
+from benchmarks.checkup.programs import (
+    CROSS_ENTROPY,
+    Trial,
+    blobs,
+    flat_cross_entropy,
+    last_step,
+    mlp,
+    seeded,
+    series,
+    text,
+)
 from mmlib.checkup import checkup
 
 COLUMNS = ["network", "parameters", "ms", "checkup", "with optimizer"]

@@ -124,6 +124,11 @@ def convnet(channels: int = 3, classes: int = 10, norm: bool = True) -> nn.Seque
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 16, classes))
 
 
+def last_step(body: nn.Module, width: int, outputs: int = 4) -> Net:
+    """A recurrent layer, batch first, and a linear layer of its last step."""
+    return Net(lambda net, x: net.head(net.body(x)[0][:, -1]), body=body, head=nn.Linear(width, outputs))
+
+
 def causal(length: int) -> Tensor:
     """The mask of a decoder, which every position adds to its scores."""
     return nn.Transformer.generate_square_subsequent_mask(length)

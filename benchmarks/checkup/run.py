@@ -97,6 +97,13 @@ def table(made: list[Run]) -> list[list[str]]:
     return [*rows, ["all", str(programs.total()), *percent(sum(counts.values(), Counter()))]]
 
 
+def first(made: list[Run]) -> str:
+    """How often the finding that stands first is exact or related, which is what published tools call top 1."""
+    kinds = [(run.said[:1], FAULTS[run.program].kind) for run in made]
+    hits = sum(bool({*said} & (kind.exact | kind.related)) for said, kind in kinds)
+    return f"The first finding is exact or related in {hits / len(made):.0%} of the runs."
+
+
 def missed(made: list[Run]) -> list[str]:
     """The programs in which at least half the runs say nothing exact or related, and what is said of them instead."""
     lines = []
@@ -155,7 +162,7 @@ def main() -> None:
 
     head = ["kind of fault", "programs", *(f"{name} %" for name in OUTCOMES)]
     parts: list[tuple[str, list[str], list[list[str]]]] = [("Faulty programs", head, table(broken))]
-    lists = [("Missed in at least half the runs", missed(broken))]
+    lists = [("First findings", [first(broken)]), ("Missed in at least half the runs", missed(broken))]
     numbers = [false_alarms(made, of) for made, of in ((sound, "healthy"), (repaired, "repaired")) if made]
     lists += [("False alarms", [*numbers, *alarms([*sound, *repaired])])]
     if options.cost:

@@ -24,6 +24,7 @@ from benchmarks.checkup.programs import (
     images,
     kind,
     language_model,
+    last_step,
     mlp,
     series,
     text,
@@ -170,9 +171,7 @@ def inputs_with_a_missing_sensor(broken):
     x, y = series()
     if broken:
         x[4, 5:, 2] = float("nan")
-    model = Net(
-        lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.GRU(8, 32, batch_first=True), head=nn.Linear(32, 4)
-    )
+    model = last_step(nn.GRU(8, 32, batch_first=True), 32)
     return Trial(model, x, y, CROSS_ENTROPY)
 
 
@@ -197,9 +196,7 @@ def years_as_targets(broken):
 def daily_returns_of_a_thousandth(broken):
     """Targets so small that predicting 0 is nearly perfect."""
     x, _ = series()
-    model = Net(
-        lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.GRU(8, 32, batch_first=True), head=nn.Linear(32, 1)
-    )
+    model = last_step(nn.GRU(8, 32, batch_first=True), 32, 1)
     target = x[:, -1, :1] + 0.1 * torch.randn(32, 1)
     return Trial(model, x, 1e-3 * target if broken else target, MSE, torch.optim.Adam(model.parameters()))
 
@@ -266,9 +263,7 @@ def timestamps_in_seconds(broken):
     x, y = series()
     if broken:
         x[..., 0] = 1.6e9 + 3600 * torch.arange(12)
-    model = Net(
-        lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.LSTM(8, 32, batch_first=True), head=nn.Linear(32, 4)
-    )
+    model = last_step(nn.LSTM(8, 32, batch_first=True), 32)
     return Trial(model, x, y, CROSS_ENTROPY)
 
 
@@ -321,8 +316,8 @@ def concentrations_in_moles(broken):
 
 
 @fault(UNSCALED)
-def dictionary_with_one_unscaled_entry(broken):
-    """Two named inputs, age and picture; the picture is bytes."""
+def bytes_beside_a_scaled_number(broken):
+    """A picture and an age, of which only the age was standardised."""
     x, y = images()
     age = torch.randn(32, 1)
     body = convnet(norm=False)[:-1]
@@ -360,9 +355,7 @@ def padding_up_to_the_end(broken):
     """Sequences padded on the right, of which only the last step is read."""
     x, y = series(length=40)
     x = F.pad(x[:, :4], (0, 0, 0, 36)) if broken else x
-    model = Net(
-        lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.RNN(8, 32, batch_first=True), head=nn.Linear(32, 4)
-    )
+    model = last_step(nn.RNN(8, 32, batch_first=True), 32)
     return Trial(model, x, y, CROSS_ENTROPY)
 
 

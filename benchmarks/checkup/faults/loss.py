@@ -22,6 +22,7 @@ from benchmarks.checkup.programs import (
     flat_cross_entropy,
     images,
     kind,
+    last_step,
     mlp,
     series,
     text,
@@ -326,9 +327,7 @@ def rmse_of_a_sequence_model_against_a_flat_target(broken):
     """(n, 1) from a recurrence, targets (n,), and sqrt(mean(...)) by hand."""
     x, _ = series()
     target = x[:, -1, 0]
-    model = Net(
-        lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.LSTM(8, 32, batch_first=True), head=nn.Linear(32, 1)
-    )
+    model = last_step(nn.LSTM(8, 32, batch_first=True), 32, 1)
     return Trial(
         model,
         x,

@@ -22,6 +22,7 @@ from benchmarks.checkup.programs import (
     images,
     kaiming,
     kind,
+    last_step,
     mlp,
     series,
     text,
@@ -177,7 +178,7 @@ def ones_in_a_recurrence(broken):
     if broken:
         for p in body.parameters():
             nn.init.constant_(p, 0.1)
-    model = Net(lambda net, x: net.head(net.body(x)[0][:, -1]), body=body, head=nn.Linear(32, 4))
+    model = last_step(body, 32)
     return Trial(model, *series(), CROSS_ENTROPY)
 
 
@@ -289,7 +290,7 @@ def lstm_with_weights_of_deviation_three(broken):
     if broken:
         for p in body.parameters():
             nn.init.normal_(p, std=3.0)
-    model = Net(lambda net, x: net.head(net.body(x)[0][:, -1]), body=body, head=nn.Linear(32, 4))
+    model = last_step(body, 32)
     return Trial(model, *series(), CROSS_ENTROPY)
 
 
@@ -321,9 +322,7 @@ def plain_recurrence_over_a_hundred_steps(broken):
     x, y = series(length=100)
     x[:, 3:] = torch.randn(32, 97, 8)
     x = x if broken else x.flip(1)
-    model = Net(
-        lambda net, x: net.head(net.body(x)[0][:, -1]), body=nn.RNN(8, 64, batch_first=True), head=nn.Linear(64, 4)
-    )
+    model = last_step(nn.RNN(8, 64, batch_first=True), 64)
     return Trial(model, x, y, CROSS_ENTROPY)
 
 
@@ -341,7 +340,7 @@ def recurrent_weights_of_twice_the_radius(broken):
     body = nn.RNN(8, 64, nonlinearity="relu" if broken else "tanh", batch_first=True)
     if broken:
         nn.init.orthogonal_(body.weight_hh_l0, gain=2.5)
-    model = Net(lambda net, x: net.head(net.body(x)[0][:, -1]), body=body, head=nn.Linear(64, 4))
+    model = last_step(body, 64)
     return Trial(model, x, y, CROSS_ENTROPY)
 
 

@@ -4,15 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.checkup.programs import Net
-
 
 def transformer(width=32, heads=4, **options):
     return nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.1, batch_first=True, **options)
-
-
-def last_step(body, width, outputs=4):
-    return Net(lambda net, x: net.head(net.body(x)[0][:, -1]), body=body, head=nn.Linear(width, outputs))
 
 
 class Decoder(nn.Module):

@@ -5,13 +5,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import Adam, AdamW
 
-from benchmarks.checkup.healthy.networks import Decoder, last_step, transformer
+from benchmarks.checkup.healthy.networks import Decoder, transformer
 from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
     Net,
     Trial,
     flat_cross_entropy,
     healthy,
+    last_step,
     mlp,
     series,
     text,

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim import LBFGS, Adam, AdamW, RMSprop
 
-from benchmarks.checkup.healthy.networks import Decoder, last_step, resnet, transformer
+from benchmarks.checkup.healthy.networks import Decoder, resnet, transformer
 from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
     MSE,
@@ -17,6 +17,7 @@ from benchmarks.checkup.programs import (
     flat_cross_entropy,
     healthy,
     images,
+    last_step,
     mlp,
     series,
     text,
