@@ -100,7 +100,7 @@ def test_outcomes(said, alarms, expected):
 
 def test_the_table_counts_runs_and_lists_what_is_missed():
     known = {name: FAULTS[name] for name in ("images all black", "inputs shuffled without their targets")}
-    made = run.runs(known.values(), (1, 3), (True,))
+    made = run.runs(known.values(), (1, 3), broken=True)
     rows = run.table(made)
     assert rows[0][:3] == [known["images all black"].kind.name, "1", "100"]
     assert rows[-1] == ["all", "2", "50", "", "50", ""]
@@ -113,6 +113,6 @@ def test_a_checkup_that_raises_is_an_alarm(monkeypatch):
         raise TypeError("on purpose")
 
     monkeypatch.setattr(run, "checkup", raises)
-    made = run.runs([HEALTHY["linear regression"]], (1, 3), (True,))
+    made = run.runs([HEALTHY["linear regression"]], (1, 3), broken=False)
     assert run.alarms(made) == ["linear regression: raises TypeError, 2 x"]
     assert run.false_alarms(made, "healthy").startswith("2 false alarms in 2 runs of 1 healthy programs: 100.00%")

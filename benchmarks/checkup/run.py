@@ -25,6 +25,7 @@ import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from multiprocessing import Pool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,8 +74,12 @@ def examined(program: Program, seed: int, broken: bool) -> Run:
     return Run(program.name, seed, broken, tuple(f.rule for f in report), loud)
 
 
-def runs(programs: Iterable[Program], seeds: Iterable[int], versions: tuple[bool, ...]) -> list[Run]:
-    return [examined(program, seed, broken) for program in programs for broken in versions for seed in seeds]
+def runs(programs: Iterable[Program], seeds: Iterable[int], broken: bool, jobs: int = 1) -> list[Run]:
+    asked = [(program, seed, broken) for program in programs for seed in seeds]
+    if jobs == 1:
+        return [examined(*one) for one in asked]
+    with Pool(jobs, torch.set_num_threads, (1,)) as pool:
+        return pool.starmap(examined, asked, chunksize=10)
 
 
 def by_kind(made: list[Run]) -> dict[str, Counter]:
@@ -148,6 +153,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="how many seeds each program gets (default 20)")
+    parser.add_argument("--jobs", type=int, default=1, help="how many processes share the work (default 1)")
     parser.add_argument("--even", action="store_true", help="the seeds on which thresholds are chosen")
     parser.add_argument("--cost", action="store_true", help="also measure what a checkup costs")
     parser.add_argument("--write", action="store_true", help="write record.md and record.json")
@@ -156,9 +162,8 @@ def main() -> None:
     torch.set_num_threads(1)
     seeds = range(0 if options.even else 1, 2 * options.seeds, 2)
     chosen = [p for p in FAULTS.values() if options.only in p.name or options.only in p.kind.name]
-    broken = runs(chosen, seeds, (True,))
-    repaired = runs(chosen, seeds, (False,))
-    sound = runs([p for p in HEALTHY.values() if options.only in p.name], seeds, (True,))
+    broken, repaired = (runs(chosen, seeds, version, options.jobs) for version in (True, False))
+    sound = runs([p for p in HEALTHY.values() if options.only in p.name], seeds, False, options.jobs)
 
     head = ["kind of fault", "programs", *(f"{name} %" for name in OUTCOMES)]
     parts: list[tuple[str, list[str], list[list[str]]]] = [("Faulty programs", head, table(broken))]
