@@ -105,6 +105,7 @@ def test_the_table_counts_runs_and_lists_what_is_missed():
     assert rows[0][:3] == [known["images all black"].kind.name, "1", "100"]
     assert rows[-1] == ["all", "2", "50", "", "50", ""]
     assert run.missed(made) == ["inputs shuffled without their targets"]
+    assert run.counted(made)["images all black"]["runs"] == 2
     assert "exact or related in 50% of the runs" in run.first(made)
 
 

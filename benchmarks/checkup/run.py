@@ -1,6 +1,6 @@
 """The record of `mmlib.checkup`: what it says of the faulty programs, of their repaired versions and of healthy ones.
 
-    python -m benchmarks.checkup.run            the table (about half an hour)
+    python -m benchmarks.checkup.run            the table (a quarter of an hour on an idle machine; --jobs shares it)
     python -m benchmarks.checkup.run --cost     also what a checkup costs, which asks for an idle machine
     python -m benchmarks.checkup.run --write    also record.md and record.json beside this file
 
@@ -138,6 +138,14 @@ def alarms(made: list[Run]) -> list[str]:
     return [f"{name}: {rule}, {count} x" for (name, rule), count in counts.most_common()]
 
 
+def counted(made: list[Run]) -> dict[str, dict[str, int]]:
+    """How many runs of each program had a finding of each rule, and how many there were."""
+    counts: dict[str, Counter] = {}
+    for run in made:
+        counts.setdefault(run.program, Counter()).update(["runs", *set(run.said)])
+    return {name: dict(rules) for name, rules in counts.items()}
+
+
 def aligned(head: list[str], rows: list[list[str]]) -> str:
     widths = [max(len(row[k]) for row in (head, *rows)) for k in range(len(head))]
     return "\n".join(
@@ -183,8 +191,8 @@ def main() -> None:
         which = f"{'even' if options.even else 'odd'} seeds, {options.seeds} for each program"
         page = [f"# The record of the checkup\n\nMade by `python -m benchmarks.checkup.run --write`: {which}."]
         (here / "record.md").write_text("\n\n".join([*page, *tables, *bullets]) + "\n")
-        kept = [run._asdict() for run in (*broken, *repaired, *sound)]
-        (here / "record.json").write_text(json.dumps({"runs": kept}, separators=(",", ":")))
+        kept = {"faulty": counted(broken), "repaired": counted(repaired), "healthy": counted(sound)}
+        (here / "record.json").write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":
