@@ -249,6 +249,18 @@ FAULTS = {
         lambda: (language(nn.LSTM(24, 12, batch_first=True, bidirectional=True)), *text(), per_token),
         "sees its target",
     ),
+    "no positions": (
+        lambda: classify(
+            Model(
+                lambda m, x: m.h(m.t(m.e(x)).mean(1)),
+                e=nn.Embedding(40, 24),
+                t=nn.TransformerEncoderLayer(24, 4, 48, batch_first=True),
+                h=nn.Linear(24, 10),
+            ),
+            text()[0],
+        ),
+        "positions lost",
+    ),
     "targets that are the inputs": (
         lambda: (language(nn.GRU(24, 24, batch_first=True)), (x := text()[0]), x, per_token),
         "sees its target",
@@ -360,6 +372,29 @@ HEALTHY = {
     ),
     "a factorisation": lambda: regress(nn.Sequential(nn.Linear(20, 3), nn.Linear(3, 20)), *[vectors()] * 2),
     "a residual scale of 0": lambda: classify(residual(nn.Parameter(torch.zeros(())))),
+    "positions": lambda: classify(
+        Model(
+            lambda m, x: m.h(m.t(m.e(x) + m.p).mean(1)),
+            e=nn.Embedding(40, 24),
+            p=nn.Parameter(0.1 * torch.randn(10, 24)),
+            t=nn.TransformerEncoderLayer(24, 4, 48, batch_first=True),
+            h=nn.Linear(24, 10),
+        ),
+        text()[0],
+    ),
+    "attention, time first": lambda: (
+        Model(
+            lambda m, x: m.h(m.t(m.e(x) + m.p)),
+            e=nn.Embedding(40, 24),
+            p=nn.Parameter(0.1 * torch.randn(10, 1, 24)),
+            t=nn.TransformerEncoderLayer(24, 4, 48),
+            h=nn.Linear(24, 4),
+        ),
+        torch.randint(40, (10, 16)),
+        torch.randint(4, (10, 16)),
+        per_token,
+    ),
+    "a bag of words": lambda: classify(nn.Sequential(nn.EmbeddingBag(40, 24), nn.ReLU(), nn.Linear(24, 10)), text()[0]),
     "attention with a mask": lambda: (attention(True), *text(), per_token),
     "shifted in the loss": lambda: (
         language(nn.GRU(24, 24, batch_first=True)),

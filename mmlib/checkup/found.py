@@ -52,7 +52,8 @@ def fresh(x: Any) -> Any:
     return mapped(x, lambda t: t.detach().clone().requires_grad_(t.requires_grad))
 
 
-_PLAIN = (int, float, str, bool, type(None), tuple)
+_PLAIN = (int, float, str, bool, type(None))
+_DEPTH = 4  # a module may know its trainer, which knows the data
 _LEFT = frozenset(vars(nn.Module())) - {"_parameters", "_buffers"}  # hooks are many; _modules come one by one
 
 
@@ -84,8 +85,8 @@ class AsFound:
                 if buffer is not None:
                     module._buffers[key] = clones.setdefault(buffer, buffer.clone())
 
-    def _keep(self, x: Any, name: str) -> None:
-        if id(x) in self._seen:
+    def _keep(self, x: Any, name: str, depth: int = 0) -> None:
+        if id(x) in self._seen or depth > _DEPTH:
             return
         self._seen.add(id(x))
         if isinstance(x, Tensor):
@@ -104,11 +105,14 @@ class AsFound:
             items = [(k, v) for k, v in x.items() if k not in _LEFT] if isinstance(x, dict) else enumerate(x)
             for key, item in items:
                 if not isinstance(item, _PLAIN):
-                    self._keep(item, f"{name}.{key}".lstrip("."))
+                    self._keep(item, f"{name}.{key}".lstrip("."), depth + 1)
+        elif isinstance(x, tuple):
+            for key, item in enumerate(x):
+                self._keep(item, f"{name}.{key}", depth + 1)
         elif hasattr(x, "__next__"):
             self._marks.append((name, x, _mark(x)))
         elif (hasattr(x, "__dict__") and not callable(x)) or isinstance(x, nn.Module):
-            self._keep(vars(x), name)
+            self._keep(vars(x), name, depth + 1)
 
     def rewind(self) -> None:
         """Everything as it was at first, for another pass, but for `changes` that are added to parameters."""

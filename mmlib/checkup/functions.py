@@ -3,7 +3,9 @@
 from mmlib.checkup.row import BOUNDED
 
 FROM_OUTPUT = BOUNDED | {"relu"}  # whose output tells the slope
-ENDS = frozenset({"softmax", "log_softmax", "softplus", "exp", "leaky_relu", "hardsigmoid", "logsigmoid"})
+ENDS = frozenset(
+    {"softmax", "log_softmax", "softplus", "exp", "leaky_relu", "hardsigmoid", "logsigmoid", "abs", "square"}
+)
 DROPOUT = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
 DROPOUT |= {"scaled_dot_product_attention"}
 MOVES = frozenset(

@@ -106,13 +106,16 @@ def _first_loss(seen: Record) -> Found:
     terms = [t for t in seen.terms if t.own]  # what a loss makes of outputs first, a margin or a scale, is its own
     value, uniform = sum(t.value for t in terms), sum(t.uniform for t in terms)
     limit = sum(t.uniform + _room(t) * (1 + 3 / math.sqrt(_independent(seen, t.target.numel()))) for t in terms)
-    if not terms or value <= limit or uniform <= 0:  # constant targets, which say nothing of the scale
+    if not terms or uniform <= 0:  # constant targets, which say nothing of the scale
+        return
+    spread, kinds = terms[-1].prediction.double().std(correction=0).item(), {t.function for t in terms}
+    if spread >= 4 and kinds <= LABELS | BINARY:  # beyond what chance allows as it is
+        limit = sum(t.uniform + _room(t) for t in terms)
+    if value <= limit:
         return
     loudest = max(seen.weighted, key=lambda row: row.gain, default=None)
     layer = loudest.name if loudest and loudest.gain > 2 else end(seen)
-    spread = terms[-1].prediction.double().std(correction=0).item()
     measured = f"loss {value:.4g}, too large: {guess(terms)} gives {uniform:.4g}; predictions have std {spread:.3g}"
-    kinds = {t.function for t in terms}
     if kinds <= LABELS | BINARY and spread >= 1:
         why = f"{limit:.4g} is what predictions of std 2 cost, wider than any usual scheme makes them"
     elif kinds <= LABELS | BINARY:

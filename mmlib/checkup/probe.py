@@ -21,13 +21,15 @@ _MOVED = 1e-4  # of the largest output; rounding moves a few 1e-6
 class Probe(NamedTuple):
     """`mixed` is how far outputs move whose own inputs stay, as a share of the largest output, and `mixes` the first
     layer where they do. `constant` says that outputs stay though their inputs change, `affine` that the last layer's
-    do what an affine function's would, `dropped` where something was dropped all the same."""
+    do what an affine function's would, `dropped` where something was dropped all the same, `orderless` that outputs are
+    the same for tokens in another order, or change places with them."""
 
     mixed: float
     mixes: str
     constant: bool
     affine: bool
     dropped: dict[str, float]
+    orderless: bool
 
 
 class _Light(TorchFunctionMode):
@@ -38,13 +40,14 @@ class _Light(TorchFunctionMode):
         self.names = {m: n.removeprefix("_orig_mod").lstrip(".") or MODEL for n, m in model.named_modules()}
         self.outputs: dict[str, Tensor] = {}
         self.dropped: dict[str, float] = {}
-        self.graph = False
+        self.graph = self.attends = False
         self._inside = MODEL
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name = getattr(func, "__name__", "")
         if share := dropout_share(name, args, kwargs or {}):
             self.dropped[self._inside] = share
+        self.attends |= name in _ATTENTION
         if name in _SPREAD_OVER_ROWS and not self.graph:
             self.graph = _graph(name, args)
         return func(*args, **(kwargs or {}))
@@ -69,6 +72,7 @@ class _Light(TorchFunctionMode):
             self.outputs[self.names[module]] = numbers(out)
 
 
+_ATTENTION = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward", "softmax"})
 _SPREAD_OVER_ROWS = frozenset({"matmul", "__matmul__", "mm", "spmm", "index_add", "index_add_", "scatter_add"})
 _SPREAD_OVER_ROWS |= {"__getitem__", "scatter_add_", "scatter_reduce", "scatter_reduce_"}
 
@@ -197,7 +201,18 @@ def _probed(model: nn.Module, inputs: Any, n: int, kept: AsFound, time: int | No
     if affine:  # far out, so that no kink is missed
         far, out = 30.0, _passes(model, exchanged(inputs, n, half, lambda a, b: a + 30.0 * (a - b)), kept)[1]
         affine = _affine(light, out, last, n, half, far)
-    return Probe(mixed if mixed > _MOVED else 0.0, mixes, constant, affine, light.dropped)
+    orderless = light.attends and not (constant or mixed > _MOVED or _time_first(model))
+    orderless = orderless and _orderless(model, inputs, kept, before)
+    return Probe(mixed if mixed > _MOVED else 0.0, mixes, constant, affine, light.dropped, orderless)
+
+
+def _orderless(model: nn.Module, inputs: Any, kept: AsFound, before: list[Tensor]) -> bool:
+    given = list(tensors(inputs))
+    if len(given) != 1 or given[0].dim() != 2 or given[0].is_floating_point() or given[0].shape[1] < 4:
+        return False
+    (out, *_), _ = _passes(model, mapped(inputs, lambda x: x.roll(1, 1)), kept)
+    moved = [before[0], before[0].roll(1, 1)] if before[0].shape[:2] == given[0].shape else [before[0]]
+    return any((out - x).abs().max().item() <= _MOVED * x.abs().max().item() for x in moved)
 
 
 def _affine(before: _Light, after: _Light, last: str, n: int, half: int, step: float) -> bool:

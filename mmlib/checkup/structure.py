@@ -89,6 +89,15 @@ def _fan_in(row: Row) -> int:
     return weight[0].numel() if isinstance(weight, Tensor) else 0
 
 
+@rule("positions lost", _BUGS)
+def _orderless(seen: Record) -> Found:
+    if seen.probe and seen.probe.orderless:
+        measured = "with the tokens in another order, the outputs are the same, or change places with them"
+        why = "attention by itself does not know where a token stands; no task that asks for order can be learned"
+        action = "add a vector for each place, along the axis of time, or rotate queries and keys by it"
+        yield "warning", [MODEL], measured, "outputs that depend on the order", why, action
+
+
 @rule("sees its target", _BUGS)
 def _sees_target(seen: Record) -> Found:
     why = "the answer stands in the input: the loss falls to nothing, and nothing is learned of what comes next"

@@ -24,6 +24,8 @@ _RANGES = {
     "relu6": (0, 6),
     "softplus": (0, math.inf),
     "exp": (0, math.inf),
+    "abs": (0, math.inf),
+    "square": (0, math.inf),
     "gelu": (-0.17, math.inf),
     "silu": (-0.28, math.inf),
     "elu": (-1, math.inf),
