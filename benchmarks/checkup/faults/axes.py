@@ -33,7 +33,7 @@ OVER_BATCH = kind(
 )
 RESHAPED = kind("a reshape that carries numbers to other examples", "examples mixed")
 SCRAMBLED = kind("a reshape that scrambles within an example")
-POSITION = kind("positions lost")
+POSITION = kind("positions lost", "positions lost")
 NORM_AXIS = kind("a norm over the wrong axis", "batch norm, examples mixed", "same for all examples")
 
 
