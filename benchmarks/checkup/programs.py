@@ -124,6 +124,17 @@ def convnet(channels: int = 3, classes: int = 10, norm: bool = True) -> nn.Seque
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 16, classes))
 
 
+class Placed(nn.Embedding):
+    """An embedding of tokens plus one of their places, for layers that do not know the order."""
+
+    def __init__(self, vocabulary: int, width: int, length: int = 12, **options: Any) -> None:
+        super().__init__(vocabulary, width, **options)
+        self.place = nn.Parameter(0.1 * torch.randn(length, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.place
+
+
 def last_step(body: nn.Module, width: int, outputs: int = 4) -> Net:
     """A recurrent layer, batch first, and a linear layer of its last step."""
     return Net(lambda net, x: net.head(net.body(x)[0][:, -1]), body=body, head=nn.Linear(width, outputs))

@@ -11,6 +11,7 @@ from torch import nn
 from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
     Net,
+    Placed,
     Trial,
     blobs,
     convnet,
@@ -51,7 +52,7 @@ def transformer_without_batch_first(broken):
     layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=not broken)
     run = lambda net, x: net.head(net.body(net.embedding(x)).mean(1))
     body = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-    model = Net(run, embedding=nn.Embedding(50, 32), body=body, head=nn.Linear(32, 4))
+    model = Net(run, embedding=Placed(50, 32), body=body, head=nn.Linear(32, 4))
     return Trial(model, *tokens(), CROSS_ENTROPY, torch.optim.Adam(model.parameters()))
 
 
@@ -300,7 +301,7 @@ def heads_split_by_a_view_alone(broken):
         return net.head((out if broken else out.transpose(1, 2)).reshape(n, length, -1).mean(1))
 
     return Trial(
-        Net(run, embedding=nn.Embedding(50, 32), qkv=nn.Linear(32, 96), head=nn.Linear(32, 4)), *tokens(), CROSS_ENTROPY
+        Net(run, embedding=Placed(50, 32), qkv=nn.Linear(32, 96), head=nn.Linear(32, 4)), *tokens(), CROSS_ENTROPY
     )
 
 

@@ -13,6 +13,7 @@ from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
     MSE,
     Net,
+    Placed,
     Trial,
     binary,
     blobs,
@@ -411,7 +412,7 @@ def one_transformer_layer_for_all(broken):
     make = lambda: nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
     layers = [make()] * 3 if broken else [make() for _ in range(3)]
     run = lambda net, x: net.head(net.layers(net.embedding(x)).mean(1))
-    model = Net(run, embedding=nn.Embedding(50, 32), layers=nn.Sequential(*layers), head=nn.Linear(32, 4))
+    model = Net(run, embedding=Placed(50, 32), layers=nn.Sequential(*layers), head=nn.Linear(32, 4))
     return Trial(model, *tokens(), CROSS_ENTROPY, torch.optim.Adam(model.parameters()))
 
 

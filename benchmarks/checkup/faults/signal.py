@@ -12,6 +12,7 @@ from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
     MSE,
     Net,
+    Placed,
     Trial,
     blobs,
     convnet,
@@ -258,7 +259,7 @@ def attention_without_its_scale(broken):
         scores = q @ k.mT / (1 if broken else 256**0.5)
         return net.head((scores.softmax(-1) @ v).mean(1))
 
-    model = Net(run, embedding=nn.Embedding(50, 256), qkv=nn.Linear(256, 768), head=nn.Linear(256, 4))
+    model = Net(run, embedding=Placed(50, 256), qkv=nn.Linear(256, 768), head=nn.Linear(256, 4))
     return Trial(model, *tokens(), CROSS_ENTROPY)
 
 

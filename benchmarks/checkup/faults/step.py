@@ -15,6 +15,7 @@ from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
     MSE,
     Net,
+    Placed,
     Trial,
     blobs,
     convnet,
@@ -56,7 +57,7 @@ def adam_at_a_tenth_for_a_transformer(broken):
     """Adam at 0.1, where 1e-3 is already large."""
     layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True)
     run = lambda net, x: net.head(net.layer(net.embedding(x)).mean(1))
-    model = Net(run, embedding=nn.Embedding(50, 32), layer=layer, head=nn.Linear(32, 4))
+    model = Net(run, embedding=Placed(50, 32), layer=layer, head=nn.Linear(32, 4))
     return Trial(model, *tokens(), CROSS_ENTROPY, Adam(model.parameters(), lr=0.1 if broken else 1e-3))
 
 

@@ -14,6 +14,7 @@ from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
     MSE,
     Net,
+    Placed,
     Trial,
     blobs,
     causal,
@@ -224,7 +225,7 @@ def dropout_of_ninety_five_percent_in_attention(broken):
     """dropout=0.95 given to a transformer layer."""
     layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.95 if broken else 0.1, batch_first=True)
     run = lambda net, x: net.head(net.layer(net.embedding(x)).mean(1))
-    return Trial(Net(run, embedding=nn.Embedding(50, 32), layer=layer, head=nn.Linear(32, 4)), *tokens(), CROSS_ENTROPY)
+    return Trial(Net(run, embedding=Placed(50, 32), layer=layer, head=nn.Linear(32, 4)), *tokens(), CROSS_ENTROPY)
 
 
 @fault(ALWAYS_DROPS)
@@ -247,7 +248,7 @@ def attention_dropout_without_its_flag(broken):
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=0.2 if broken or net.training else 0.0)
         return net.head(out.mean(1))
 
-    model = Net(run, embedding=nn.Embedding(50, 32), qkv=nn.Linear(32, 96), head=nn.Linear(32, 4))
+    model = Net(run, embedding=Placed(50, 32), qkv=nn.Linear(32, 96), head=nn.Linear(32, 4))
     return Trial(model, *tokens(), CROSS_ENTROPY)
 
 
@@ -325,5 +326,5 @@ def transformer_trained_after_eval(broken):
     """A transformer with dropout, in evaluation mode, with its optimiser."""
     layer = nn.TransformerEncoderLayer(32, 4, 64, dropout=0.2, batch_first=True)
     run = lambda net, x: net.head(net.layer(net.embedding(x)).mean(1))
-    model = Net(run, embedding=nn.Embedding(50, 32), layer=layer, head=nn.Linear(32, 4)).train(not broken)
+    model = Net(run, embedding=Placed(50, 32), layer=layer, head=nn.Linear(32, 4)).train(not broken)
     return Trial(model, *tokens(), CROSS_ENTROPY, torch.optim.AdamW(model.parameters()))

@@ -9,6 +9,7 @@ from benchmarks.checkup.healthy.networks import Decoder, transformer
 from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
     Net,
+    Placed,
     Trial,
     flat_cross_entropy,
     healthy,
@@ -91,7 +92,7 @@ def encoder_with_a_padding_mask():
         h = net.body(net.embedding(x), src_key_padding_mask=padded).masked_fill(padded[..., None], 0)
         return net.head(h.sum(1) / (~padded).sum(1, keepdim=True))
 
-    parts = {"embedding": nn.Embedding(50, 32, padding_idx=0), "body": transformer(), "head": nn.Linear(32, 4)}
+    parts = {"embedding": Placed(50, 32, padding_idx=0), "body": transformer(), "head": nn.Linear(32, 4)}
     return Trial(Net(run, **parts), x, y, CROSS_ENTROPY)
 
 
@@ -198,7 +199,7 @@ def one_layer_repeated_as_in_albert():
         return net.head(h.mean(1))
 
     return Trial(
-        Net(run, embedding=nn.Embedding(50, 32), layer=transformer(), head=nn.Linear(32, 4)), *tokens(), CROSS_ENTROPY
+        Net(run, embedding=Placed(50, 32), layer=transformer(), head=nn.Linear(32, 4)), *tokens(), CROSS_ENTROPY
     )
 
 
@@ -283,7 +284,7 @@ def one_long_sequence():
 def four_sequences_through_a_transformer():
     model = Net(
         lambda net, x: net.head(net.body(net.embedding(x)).mean(1)),
-        embedding=nn.Embedding(50, 32),
+        embedding=Placed(50, 32),
         body=nn.TransformerEncoder(transformer(), 2, enable_nested_tensor=False),
         head=nn.Linear(32, 4),
     )

@@ -10,6 +10,7 @@ from benchmarks.checkup.programs import (
     CROSS_ENTROPY,
     MSE,
     Net,
+    Placed,
     Trial,
     blobs,
     convnet,
@@ -103,7 +104,7 @@ def only_the_biases_are_tuned():
 def transformer_in_bfloat16():
     model = Net(
         lambda net, x: net.head(net.layer(net.embedding(x)).mean(1)),
-        embedding=nn.Embedding(50, 32),
+        embedding=Placed(50, 32),
         layer=transformer(),
         head=nn.Linear(32, 4),
     ).bfloat16()
