@@ -94,7 +94,7 @@ def _orderless(seen: Record) -> Found:
     if seen.probe and seen.probe.orderless:
         measured = "with the tokens in another order, the outputs are the same, or change places with them"
         why = "attention by itself does not know where a token stands; no task that asks for order can be learned"
-        action = "add a vector for each place, or rotate queries and keys by it; for a set, without order, this is right"
+        action = "add a vector for each place, or rotate queries and keys by it; for a set, this is right"
         yield "note", [MODEL], measured, "outputs that depend on the order", why, action
 
 
