@@ -62,7 +62,7 @@ class Recorder:
         if isinstance(value, (int, float)):
             dtype = torch.int64 if isinstance(value, int) else torch.get_default_dtype()
         else:
-            value = torch.as_tensor(value).detach()
+            value = value if isinstance(value, Tensor) else torch.as_tensor(value)
             dtype = value.dtype
             if not value.dim():
                 value = value.item()
@@ -73,7 +73,7 @@ class Recorder:
         if isinstance(self._values, list):
             self._values.append(value)
         else:
-            self._values[len(self._steps)] = value
+            self._values[len(self._steps)] = value.detach() if isinstance(value, Tensor) else value
         self._steps.append(step)
 
     def _widen(self, step: int, shape: torch.Size) -> None:

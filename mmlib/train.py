@@ -110,28 +110,27 @@ class _Finite:
         self._hold()
 
     def _hold(self) -> None:
-        self.still = torch.tensor(sorted(self.diverged or ()), dtype=torch.long)
-        self.kept = [(b, b[self.still].clone()) for b in self.model.buffers()] if len(self.still) else []
+        self.still = torch.tensor(sorted(self.diverged), dtype=torch.long) if self.diverged else None
+        self.kept = [] if self.still is None else [(b, b[self.still].clone()) for b in self.model.buffers()]
 
     def __call__(
         self, index: int, batch: Examples, loss: Tensor, grads: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """The loss, nan for models that stand still, and the gradients, 0 for them."""
         still = self.still
-        loss, grads = self._zeroed(loss, grads)
-        for buffer, values in self.kept:
-            buffer[still] = values
+        if still is not None:
+            loss, grads = self._zeroed(loss, grads)
+            for buffer, values in self.kept:
+                buffer[still] = values
         total = loss.sum() if loss.dim() else loss
         if not (math.isfinite(total.item()) and self._all(grads)):  # the sum of finite losses may be infinite
             bad = [r for r, own in enumerate(self._of_each(loss, grads)) if not all(x.isfinite().all() for x in own)]
             if bad:
                 self._stop(index, batch, loss, bad)
                 grads = self._zeroed(loss, grads)[1]
-        return loss.index_fill(0, still, math.nan) if len(still) else loss, grads
+        return loss if still is None else loss.index_fill(0, still, math.nan), grads
 
     def _zeroed(self, loss: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        if not len(self.still):
-            return loss, grads
         return loss.index_fill(0, self.still, 0), [g.index_fill(0, self.still, 0) for g in grads]
 
     def _of_each(self, loss: Tensor, grads: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
