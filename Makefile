@@ -41,7 +41,7 @@ OMP_NUM_THREADS ?= 1
 MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export OMP_NUM_THREADS MKL_NUM_THREADS
 
-.PHONY: help env book test test-noise test-portable execute reproduce serve check lint clean distclean
+.PHONY: help env book test test-noise test-portable faults execute reproduce serve check lint clean distclean mutation
 
 help:
 	@echo 'make book            install what is needed, execute the chapters, build the site'
@@ -51,6 +51,8 @@ help:
 	@echo 'make check           examine the built pages: links, images, foreign requests, accessibility'
 	@echo 'make test-noise      every chapter again under rounding noise (SEEDS="1 2 3")'
 	@echo 'make test-portable   every chapter again, for other instruction sets and thread counts'
+	@echo 'make faults          faults planted in the library, each to be seen by a unit test and by a chapter (NAMES=...)'
+	@echo 'make mutation        the library changed in one place at a time: which changes no test sees (MODULES="init norm")'
 	@echo 'make reproduce       the published reference run at full length: half an hour on two cores'
 	@echo 'make lint            ruff over code and notebooks'
 	@echo 'make clean           remove the built site and caches; make distclean also removes .venv'
@@ -65,17 +67,17 @@ help:
 # The stamp is newer than what it was made from; a changed pin brings the environment up to date.
 env: .cache/ready .venv/.installed
 
-.venv/.installed: requirements.txt constraints.txt pyproject.toml | .cache/ready
+.venv/.installed: requirements.txt constraints.txt pyproject.toml reproduction/pyproject.toml | .cache/ready
 	@command -v '$(PYTHON)' >/dev/null || { echo "'$(PYTHON)' was not found; name a Python 3.11 or later: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"{sys.executable} is Python {sys.version.split()[0]}, and 3.11 or later is needed: make PYTHON=/path/to/python3")'
 	@'$(PYTHON)' -c 'import ensurepip, venv' 2>/dev/null || { echo "'$(PYTHON)' cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 	test -x $(BIN)/python || '$(PYTHON)' -m venv .venv
 	$(BIN)/python -m pip install --quiet -r requirements.txt -c constraints.txt
-	$(BIN)/python -m pip install --quiet --no-deps -e .
+	$(BIN)/python -m pip install --quiet --no-deps -e . -e reproduction
 	@touch $@
 
-.venv/.installed-check: requirements-check.txt .venv/.installed
-	$(BIN)/python -m pip install --quiet -r requirements-check.txt -c constraints.txt
+.venv/.installed-check .venv/.installed-mutation: .venv/.installed-%: requirements-%.txt .venv/.installed
+	$(BIN)/python -m pip install --quiet -r $< -c constraints.txt
 	@touch $@
 
 # Stored results are keyed by a chapter's code alone; _build is dropped when what that code runs on has changed.
@@ -90,7 +92,7 @@ book: env
 NBVAL := --nbval --nbval-current-env --nbval-cell-timeout=120 --dist=loadscope
 
 test: env
-	$(BIN)/python -m pytest tests book $(NBVAL) --numprocesses=2 $(ARGS)
+	$(BIN)/python -m pytest tests reproduction book $(NBVAL) --numprocesses=2 $(ARGS)
 
 # Other machines, as far as one machine can show them: a processor cannot run instructions that it does not have.
 SETS := import torch; names, best = ["default", "avx2", "avx512"], torch.backends.cpu.get_cpu_capability().lower(); \
@@ -114,12 +116,23 @@ test-noise: env
 	  $(BIN)/python -m pytest book $(NBVAL) --numprocesses=2 -q --noise=$$seed $(ARGS) || failed+=" $$seed"; \
 	done; test -z "$$failed" || { echo "noise seeds under which the book does not hold:$$failed" >&2; exit 1; }
 
+# The table is stored by `make -s faults > tests/FAULTS.md`.
+faults: env
+	@$(BIN)/python tools/faults.py $(NAMES)
+
+# An hour for all of them on two cores; ARGS=--survivors tries only what survived the last time.
+MODULES ?= rng gaussian activations init layers scalar backward norm data models ensemble history trace train stats \
+  meanfield
+
+mutation: env .venv/.installed-mutation
+	@$(BIN)/python tools/mutation.py $(MODULES) $(ARGS)
+
 execute: env
 	@$(BIN)/python tools/execute.py $(CHAPTERS)
 
 # Not part of any other target. It stores the figures that the chapter on the reference run reads.
 reproduce: env
-	@$(BIN)/python tools/reproduce.py $(PROCESSES)
+	@$(BIN)/python reproduction/run.py $(PROCESSES)
 
 serve: env
 	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }

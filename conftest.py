@@ -12,18 +12,18 @@ import matplotlib
 import pytest
 from nbval.plugin import IPyNbFile
 
-pytest_plugins = ["pytester", "tests.plugins.outputs"]
+pytest_plugins = ["pytester", "tests.plugins.fixtures", "tests.plugins.outputs"]
 
 matplotlib.use("Agg")
 
 
 def needs_absent_data(notebook) -> bool:
     """Whether a chapter reproduces the published reference run, and that run's data are not on this machine."""
-    if "mmlib.lecture" not in notebook.read_text(encoding="utf-8"):
+    if "reference_run" not in notebook.read_text(encoding="utf-8"):
         return False
-    from mmlib import lecture
+    import reference_run
 
-    return lecture.nearby() is None
+    return reference_run.nearby() is None
 
 
 def absent():

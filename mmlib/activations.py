@@ -12,7 +12,7 @@ from torch import Tensor
 from mmlib.gaussian import expectation
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True)
 class Activation:
     """An elementwise function phi with a name.
 

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from mmlib.comparison import Comparison
 from mmlib.history import Series
 from mmlib.stats import Interval
 
@@ -76,6 +77,50 @@ def points(ax: Axes, x: Tensor | Sequence[float], values: Interval, name: str | 
     ax.errorbar(x, mean, bars, **{**look(name), "label": name, "linestyle": "", **style})
 
 
+def against_theory(
+    ax: Axes,
+    x: Tensor | Sequence[float],
+    measured: Mapping[str, Interval],
+    theory: Mapping[str, Tensor | Sequence[float]],
+    *,
+    grid: Tensor | Sequence[float] | None = None,
+) -> None:
+    """Points with bars at x for each name, and a dashed line through them where `theory` has a curve of that name.
+
+    The curves are over `grid`, or x without it; all together have one entry in the legend.
+    """
+    for index, (name, values) in enumerate(measured.items()):
+        points(ax, x, values, name if name in _PLACES else index, label=name)
+    for index, curve in enumerate(theory.values()):
+        ax.plot(x if grid is None else grid, curve, label=None if index else "theory", **THEORY)
+    ax.legend()
+
+
+def against_rate(ax: Axes, comparison: Comparison, steps: int | None = None) -> None:
+    """Dev loss against the learning rate: a curve with its interval for each recipe, its best rate ringed.
+
+    Over the judging seeds, while the rings were chosen on others. At an edge of the grid, where no rate can be called
+    best, the ring is an open arrow that points beyond. A rate at which a run diverged has a cross at the top instead.
+    """
+    for index, (name, best) in enumerate(comparison.best(steps).items()):
+        style = look(name if name in _PLACES else index)
+        rates, curve = np.array(comparison.rates), comparison.curve(name, steps)
+        mean, low, high = (value.detach().numpy() for value in curve)
+        ran = np.isfinite(mean)
+        ax.plot(rates[ran], mean[ran], label=name, **style)
+        ax.fill_between(rates[ran], low[ran], high[ran], color=style["color"], alpha=0.25, linewidth=0)
+        top = ax.get_xaxis_transform()
+        ax.plot(rates[~ran], np.full((~ran).sum(), 0.97), "x", color=style["color"], transform=top)
+        if np.isfinite(float(best.loss.mean)):
+            marker = {"": "o", "lowest": "<", "highest": ">"}[best.edge]
+            ring = {"marker": marker, "markersize": 14, "linestyle": "", "color": style["color"], "fillstyle": "none"}
+            ax.plot(best.rate, float(best.loss.mean), **ring, markeredgewidth=2)
+    ax.set(xscale="log", xlabel="learning rate", ylabel="dev loss (nats)")
+    ax.set_xticks(comparison.rates, [f"{rate:g}" for rate in comparison.rates])
+    ax.minorticks_off()
+    ax.legend()
+
+
 def raster(ax: Axes, mask: Tensor) -> None:
     """A boolean map (examples, units), true in black."""
     ax.imshow(mask.detach().numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
@@ -92,6 +137,44 @@ def interval(ax: Axes, rows: Mapping[str, Interval]) -> None:
         ax.plot(float(mean), index, color=style["color"], marker=style["marker"])
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def differences(ax: Axes, rows: Mapping[str, Interval], label: str) -> None:
+    """Intervals of differences as rows, with a line at 0; `label` says what was subtracted from what, and the unit."""
+    interval(ax, rows)
+    ax.axvline(0, color="black", linewidth=1, zorder=1)
+    ax.set_xlabel(label)
+
+
+def level(ax: Axes, y: float, text: str) -> None:
+    """A thin line at a height that is known beforehand, such as log 27, with its name at the right end."""
+    ax.axhline(y, color="0.6", linewidth=1, zorder=1)
+    ax.text(1, y, text, ha="right", va="bottom", transform=ax.get_yaxis_transform())
+
+
+def ticks(ax: Axes, *, x: Sequence[float] | None = None, y: Sequence[float] | None = None) -> None:
+    """Ticks at these numbers alone, written out: what a logarithmic axis with few of them needs."""
+    for axis, values in ((ax.xaxis, x), (ax.yaxis, y)):
+        if values is not None:
+            axis.set_ticks(values, [f"{v:,}" if isinstance(v, int) else f"{v:g}" for v in values])
+            axis.set_ticks([], minor=True)
+
+
+def shared_legend(axes: np.ndarray | Sequence[Axes], *, columns: int = 4) -> None:
+    """One legend above the figure for all axes, each name once, in place of their own.
+
+    The figure's layout has to be constrained. Raises ValueError if no curve has a name.
+    """
+    flat = list(np.ravel(np.asarray(axes, dtype=object)))
+    named: dict[str, Any] = {}
+    for ax in flat:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+        if ax.get_legend() is not None:
+            ax.get_legend().remove()
+    if not named:
+        raise ValueError("axes: no curve has a label, so that a legend would be empty")
+    flat[0].figure.legend(named.values(), named, loc="outside upper center", ncols=min(columns, len(named)))
 
 
 def dashboard(

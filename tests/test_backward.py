@@ -159,20 +159,27 @@ def test_a_variance_of_features_is_refused_along_the_features():
         standardize_backward(y, y, torch.ones(5), 1.0, -1)
 
 
-def test_a_gradient_of_another_shape_is_refused():
-    x, grad = torch.ones(7, 5), torch.ones(7, 1)
-    with pytest.raises(ValueError, match=r"activation_backward: grad \(7, 1\) does not fit x \(7, 5\)"):
+@pytest.mark.parametrize("shape", [(7, 1), (8, 5), (5,)])
+def test_a_gradient_of_another_shape_is_refused(shape):
+    x, grad = torch.ones(7, 5), torch.ones(shape)
+    with pytest.raises(ValueError) as error:
         activation_backward(grad, x, TANH)
-    with pytest.raises(ValueError, match=r"standardize_backward: grad \(7, 1\) does not fit y \(7, 5\)"):
+    assert str(error.value) == f"activation_backward: grad {shape} does not fit x (7, 5)"
+    with pytest.raises(ValueError) as error:
         standardize_backward(grad, x, torch.ones(5), 1.0, -2)
+    assert str(error.value) == f"standardize_backward: grad {shape} does not fit y (7, 5)"
 
 
-def test_targets_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"logits \(7, 5\) do not fit targets \(5,\)"):
-        cross_entropy_backward(torch.ones(7, 5), torch.zeros(5, dtype=torch.long))
-    for target in (5, -1):
-        with pytest.raises(ValueError, match=f"target {target} is outside the classes, 0 to 4"):
-            cross_entropy_backward(torch.ones(2, 5), torch.tensor([0, target]))
+@pytest.mark.parametrize("n", [5, 9])
+def test_targets_that_do_not_fit_are_refused(n):
+    with pytest.raises(ValueError, match=rf"logits \(7, 5\) do not fit targets \({n},\)"):
+        cross_entropy_backward(torch.ones(7, 5), torch.zeros(n, dtype=torch.long))
+
+
+@pytest.mark.parametrize("target", [5, 6, -1])
+def test_the_first_target_outside_the_classes_is_named(target):
+    with pytest.raises(ValueError, match=f"target {target} is outside the classes, 0 to 4"):
+        cross_entropy_backward(torch.ones(3, 5), torch.tensor([0, target, -7]))
 
 
 def test_gradients_of_a_single_case_by_arithmetic():

@@ -8,17 +8,16 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import nn
 
-from mmlib import checkup as rules
 from mmlib import rng
 from mmlib.activations import RELU, TANH
 from mmlib.checkup import checkup
+from mmlib.checkup.record import record
 from mmlib.data import Vocabulary, examples
 from mmlib.ensemble import stack
 from mmlib.init import VarianceScaling, kaiming
 from mmlib.layers import cross_entropy
 from mmlib.models import MLP
 from mmlib.norm import BatchNorm1d, LayerNorm
-from mmlib.record import record
 
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 
@@ -147,6 +146,7 @@ HEALTHY = {
     "log-softmax into cross-entropy": lambda: (nn.Sequential(*stock(), nn.LogSoftmax(1)), *blobs(), CROSS_ENTROPY),
     "log-softmax into nll": lambda: (nn.Sequential(*stock(), nn.LogSoftmax(1)), *blobs(), nn.NLLLoss()),
     "a sum, not a mean": lambda: (stock(), *blobs(), nn.CrossEntropyLoss(reduction="sum")),
+    "output layer of zeros": lambda: (changed(mlp(), lambda m: m[8].weight.zero_()), *blobs(), CROSS_ENTROPY),
     "pixels to 255 into a norm": lambda: (Conv(norm=True), *(lambda x, y: (x * 255, y))(*images()), CROSS_ENTROPY),
 }
 
@@ -353,9 +353,13 @@ FAULTS = {
         lambda: (lambda m, x, t, loss: (m, x, 2 * t - 1, loss))(*binary()),
         ("targets out of range", "targets"),
     ),
-    "zero output layer": (
-        lambda: (changed(mlp(), lambda m: m[8].weight.zero_()), *blobs(), CROSS_ENTROPY),
-        ("zero weights block the gradient", "8"),
+    "zeros in two layers in a row": (
+        lambda: (
+            changed(mlp(act=nn.Tanh), lambda m: (m[6].weight.zero_(), m[8].weight.zero_())),
+            *blobs(),
+            CROSS_ENTROPY,
+        ),
+        ("zero weights block the gradient", "6"),
     ),
     "all weights the same": (
         lambda: (changed(stock(), fill), *blobs(), CROSS_ENTROPY),
@@ -395,7 +399,7 @@ FAULTS = {
     ),
     "targets far from 0": (
         lambda: (lambda m, x, t, loss: (m, x, t + 300, loss))(*regression()),
-        ("first loss", "2"),
+        ("target scale", "targets"),
     ),
     "sequences of length 1": (
         lambda: (nn.RNN(32, 10), torch.randn(1, 64, 32), torch.randn(1, 64, 10), lambda o, t: F.mse_loss(o[0], t)),
@@ -429,17 +433,6 @@ def test_the_step_size_is_judged_only_when_asked_for():
     assert layer.update_data == pytest.approx(torch.log10(torch.tensor(0.1 * layer.grad_data)).item())
 
 
-def test_every_rule_has_been_seen_to_fire():
-    fired = {expected[0] for _, expected in FAULTS.values()} | {"step size"}
-    assert fired == {rule.name for rule in rules.RULES}
-
-
-def test_rules_silence_only_rules_that_come_later():
-    names = [rule.name for rule in rules.RULES]
-    for k, rule in enumerate(rules.RULES):
-        assert rule.silences <= {"everything", *names[k + 1 :]}, rule.name
-
-
 def test_a_frozen_norm_in_evaluation_mode_is_meant():
     model = one_norm_in_evaluation()
     model[4].requires_grad_(False)
@@ -467,7 +460,7 @@ def test_a_gradient_of_a_few_rounding_errors_is_as_good_as_none(left):
 
     model = nn.Sequential(nn.Linear(32, 64), Factor(), nn.Linear(64, 10))
     rules_fired = [f.rule for f in checkup(model, *blobs(), CROSS_ENTROPY)]
-    assert rules_fired in (["same for all examples"], ["zero gradient"])
+    assert rules_fired == ["constant predictions"]
 
 
 def test_rows_that_differ_by_rounding_errors_are_alike():
@@ -643,7 +636,7 @@ def test_double_precision_tied_weights_and_parametrizations():
     model[2].weight = nn.Linear(32, 32).weight
     tied = nn.Sequential(*model, nn.Linear(32, 32))
     tied[3].weight = tied[2].weight
-    report = checkup(tied, x, torch.randint(32, (64,)), CROSS_ENTROPY)
+    report = checkup(tied, x, torch.randint(32, (64,)), CROSS_ENTROPY, ignore="no activation")
     assert [layer.name for layer in report.layers] == ["0", "1", "2", "3"] and not report
     assert all(layer.grad_data for layer in report.layers if layer.kind != "Tanh")
     assert report.parameters == sum(p.numel() for p in tied.parameters())
@@ -833,7 +826,7 @@ def test_the_page_names_what_a_reader_needs():
     for text in (finding.layer, finding.measured, finding.healthy, finding.why, finding.action, finding.chapter):
         assert text and text in page
     assert max(map(len, str(report).splitlines())) <= 120
-    assert str(checkup(mlp(2), *blobs(), CROSS_ENTROPY)).endswith("No finding.")
+    assert str(checkup(mlp(2), *blobs(), CROSS_ENTROPY)).split("\n\n")[1] == "No finding."
 
 
 def test_in_a_notebook_it_is_a_table_with_headings_and_nothing_of_the_model_s_runs_as_html():

@@ -220,6 +220,12 @@ def test_the_parts_are_the_permutation_of_the_generator():
     ]
 
 
+def test_fractions_may_miss_1_by_rounding_and_no_more(names):
+    assert len(split(names, 0.7, 0.2, 0.1 + 5e-10, generator=rng.generator(0, "split"))) == 3
+    with pytest.raises(ValueError, match="fractions: positive numbers that sum to 1 are needed"):
+        split(names, 0.7, 0.2, 0.1 + 5e-9, generator=rng.generator(0, "split"))
+
+
 @pytest.mark.parametrize("fractions", [(), (0.5,), (0.8, 0.1), (0.8, 0.3), (1.2, -0.2), (1.0, 0.0), (math.nan, 0.5)])
 def test_fractions_that_do_not_fit_are_refused(fractions):
     names, g = ["a", "b"], rng.generator(0, "split")
@@ -298,13 +304,13 @@ def numbered(n, block_size=3):
     return Examples(torch.arange(n * block_size).view(n, block_size), torch.arange(n))
 
 
-@pytest.mark.parametrize("steps", [1, 255, 256, 257, 600])
-def test_minibatches_are_those_of_one_draw_a_step(steps):
+@pytest.mark.parametrize("size, steps", [(5, 1), (5, 255), (5, 256), (5, 257), (5, 600), (2000, 200), (2**18 + 1, 2)])
+def test_minibatches_are_those_of_one_draw_a_step(size, steps):
     source, g = numbered(97), batches()
-    got = list(minibatches(source, 5, steps, generator=batches()))
+    got = list(minibatches(source, size, steps, generator=batches()))
     assert len(got) == steps
     for batch in got:
-        index = torch.randint(97, (5,), generator=g)
+        index = torch.randint(97, (size,), generator=g)
         assert torch.equal(batch.contexts, source.contexts[index])
         assert torch.equal(batch.targets, source.targets[index])
 

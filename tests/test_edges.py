@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference_run as reference
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import mmlib
 from mmlib import checkpoint, meanfield, stats
-from mmlib import lecture as reference
 from mmlib.activations import ACTIVATIONS, RELU, TANH, Activation
 from mmlib.data import Examples, counting_floor, counting_loss, examples, minibatches
 from mmlib.ensemble import Ensemble, stack, unstack

@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -79,6 +80,9 @@ def test_stacking_gives_every_parameter_a_leading_axis():
     for name, p in stacked.named_parameters():
         assert p.is_leaf and p.requires_grad and p.shape[0] == R
         assert all(torch.equal(p[r], m.get_parameter(name)) for r, m in enumerate(models))
+        # Only the matrices of a product lie as their gradients do.
+        product = name.endswith(".weight") and name != "embedding.weight"
+        assert (p.mT if product else p).is_contiguous() and p.is_contiguous() != product
 
 
 def test_the_output_is_that_of_each_model(symbols):
@@ -172,12 +176,25 @@ def test_another_architecture_is_refused():
         )
 
 
+def test_the_first_model_is_what_another_architecture_is_compared_with():
+    others = [MLP(width=width, depth=1).build(rng.generator(0, "weights")) for width in (5, 6, 7)]
+    refused(ValueError, others, f"models[1] has another architecture than models[0]:\n{others[1]}\nis not\n{others[0]}")
+
+
+@pytest.mark.parametrize("length", [1, 13])
+def test_another_shape_that_the_architecture_does_not_say_is_refused(length):
+    other = mlp(1)
+    other.linear1.bias = nn.Parameter(torch.zeros(length))
+    refused(ValueError, [mlp(0), other], "models[1]", "linear1.bias", f"({length},)", "(12,)")
+
+
 def test_another_dtype_is_refused():
     refused(ValueError, [mlp(0), mlp(1), mlp(2).double()], "models[2]", "embedding.weight", "float64", "float32")
 
 
 def test_another_mode_is_refused():
     refused(ValueError, [mlp(0), mlp(1).eval()], "models[1]", "mode")
+    refused(ValueError, [mlp(0).eval(), mlp(1)], "models[1]", "mode")
     partly = mlp(1)
     partly.act1.eval()
     refused(ValueError, [mlp(0), partly], "models[1]", "mode")
@@ -187,6 +204,7 @@ def test_another_frozen_parameter_is_refused():
     other = mlp(1)
     other.embedding.weight.requires_grad_(False)
     refused(ValueError, [mlp(0), other], "models[1]", "embedding.weight", "frozen")
+    refused(ValueError, [other, mlp(0)], "models[1]", "embedding.weight", "frozen")
 
 
 def test_a_parameter_of_two_layers_is_refused():
@@ -214,17 +232,23 @@ def test_what_is_no_sequence_of_layers_is_refused():
 
 
 def batch(*leading):
-    return Examples(torch.zeros(*leading, 3, dtype=torch.long), torch.zeros(*leading, dtype=torch.long))
+    return Examples(torch.zeros(*leading, 3, dtype=torch.long), torch.zeros(leading, dtype=torch.long))
 
 
 def test_a_batch_has_a_leading_axis_for_stacked_models_only():
     check_batch(mlp(0), batch(5))
     check_batch(stack(replicas()), batch(R, 5))
-    with pytest.raises(ValueError, match=r"batch: a single model needs contexts \(batch, block\), got \(3, 5, 3\)"):
-        check_batch(mlp(0), batch(R, 5))
-    for wrong in (batch(5), batch(2, 5)):
+    for wrong, shape in ((batch(R, 5), "(3, 5, 3)"), (batch(), "(3,)")):
+        with pytest.raises(ValueError, match=rf"batch: a single model needs .* got {re.escape(shape)}"):
+            check_batch(mlp(0), wrong)
+    for wrong in (batch(), batch(5), batch(2, 5), batch(R + 1, 5), batch(R, R, 5)):
         with pytest.raises(ValueError, match=r"batch: 3 stacked models need contexts \(3, batch, block\), got"):
             check_batch(stack(replicas()), wrong)
+
+
+def test_hundreds_of_models_fit_their_batch():
+    many = stack([nn.Sequential(Linear(1, 1, generator=rng.generator(0, "weights"))) for _ in range(300)])
+    check_batch(many, batch(300, 2))
 
 
 def test_examples_are_repeated_for_every_replica_without_a_copy():

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -69,6 +70,21 @@ def test_breaks_outside_the_range_and_repeated_ones_change_nothing():
     z, w = quadrature()
     for breaks in ((0, 0), (0, 50, -math.inf), (0, 12, -12)):
         assert all(map(torch.equal, quadrature(breaks), (z, w)))
+
+
+@pytest.mark.parametrize("breaks", [(0.0,), (0.1,), (-3.0, 2.95, 3.0)])
+def test_panels_are_a_quarter_wide_at_most_between_the_breaks_and_as_many_as_that_takes(breaks):
+    z, _ = quadrature(breaks)
+    nodes = np.polynomial.legendre.leggauss(16)[0]
+    panels = z.view(-1, 16).numpy()
+    half, centre = (panels[:, -1] - panels[:, 0]) / 2 / nodes[-1], panels.mean(1)
+    np.testing.assert_allclose(panels, centre[:, None] + half[:, None] * nodes, rtol=0, atol=1e-13)
+    edges = [-12.0, *breaks, 12.0]
+    expected = np.concatenate(
+        [np.linspace(a, b, n, endpoint=False) for a, b in pairwise(edges) for n in [math.ceil((b - a) * 4)]]
+    )
+    np.testing.assert_allclose(centre - half, expected, rtol=0, atol=1e-13)
+    np.testing.assert_allclose((centre + half)[-1], 12, rtol=1e-14)
 
 
 def test_weights_are_a_probability_and_nodes_rise():

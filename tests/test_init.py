@@ -29,6 +29,10 @@ def test_std_is_gain_over_root_fan(fan, law, gain):
     assert scheme.std(FAN_OUT, FAN_IN) == pytest.approx(gain / math.sqrt(FANS[fan]), rel=1e-15)
 
 
+def test_an_average_of_fans_need_not_be_whole():
+    assert VarianceScaling(fan="average").std(3, 4) == pytest.approx(1 / math.sqrt(3.5), rel=1e-15)
+
+
 @every_fan
 @every_law
 def test_a_sample_has_mean_zero_and_that_std(fan, law):
@@ -141,6 +145,12 @@ def test_every_scheme_draws_float32_of_its_stated_std(scheme):
 
 def test_a_gain_of_zero_gives_zeros():
     assert not draw(VarianceScaling(gain=0.0)).any()
+
+
+@pytest.mark.parametrize("scheme", [LECUN, Orthogonal()], ids=["VarianceScaling", "Orthogonal"])
+def test_a_generator_is_given_by_name(scheme):
+    with pytest.raises(TypeError, match="positional"):
+        scheme(3, 4, rng.generator(0, "weights"))
 
 
 def test_a_scheme_is_a_frozen_value():

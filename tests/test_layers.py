@@ -110,11 +110,38 @@ def test_parameters_with_a_leading_axis_are_so_many_layers(build, inputs, shape,
             torch.testing.assert_close(grads[name][r], grads_r[name], rtol=1e-12, atol=1e-12)
 
 
-def test_shared_inputs_meet_every_replica(normal):
+@pytest.mark.parametrize("shape", [(6, 4), (3, 4), (1, 6, 4), (3, 3, 4)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_replica_has_its_own_weights_and_bias_also_where_the_batch_is_as_long_as_the_ensemble(shape, bias, normal):
+    layer = Linear(4, 5, bias=bias, generator=weights()).double()
+    layer.weight, x = nn.Parameter(normal(3, 5, 4)), normal(*shape)
+    if bias:
+        layer.bias = nn.Parameter(normal(3, 5))
+    for r, y in enumerate(layer(x)):
+        alone = x if len(shape) == 2 else x[min(r, len(x) - 1)]
+        expected = alone @ layer.weight[r].T + (layer.bias[r] if bias else 0)
+        torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_axes_before_those_of_the_replicas_broadcast(normal):
     layer = Linear(4, 5, generator=weights()).double()
-    layer.weight, layer.bias = nn.Parameter(normal(3, 5, 4)), nn.Parameter(normal(3, 5))
-    x = normal(6, 4)
-    torch.testing.assert_close(layer(x), layer(x.expand(3, 6, 4)))
+    layer.weight, layer.bias, x = nn.Parameter(normal(3, 5, 4)), nn.Parameter(normal(3, 5)), normal(3, 3, 6, 4)
+    torch.testing.assert_close(layer(x), torch.stack([layer(part) for part in x]), rtol=1e-12, atol=1e-12)
+
+
+def test_stacked_layers_are_one_product_with_the_bias_in_it(normal):
+    layer = Linear(4, 5, generator=weights()).double()
+    layer.weight, layer.bias = nn.Parameter(normal(300, 5, 4)), nn.Parameter(normal(300, 5))
+    assert layer(normal(300, 6, 4)).grad_fn.name() == "BaddbmmBackward0"
+
+
+@pytest.mark.parametrize("leading", [(), (3,)])
+def test_every_symbol_has_its_vector_and_a_batch_without_examples_none(leading, normal):
+    layer = Embedding(27, 5, generator=weights())
+    layer.weight = nn.Parameter(normal(*leading, 27, 5))
+    every = torch.arange(27).expand(*leading, 1, 27)
+    assert torch.equal(layer(every).squeeze(-3), layer.weight)
+    assert layer(every[..., :0, :]).shape == (*leading, 0, 27, 5)
 
 
 def test_cross_entropy_is_that_of_torch(normal, symbols):
@@ -161,13 +188,25 @@ def test_a_layer_says_what_it_is():
     assert repr(Embedding(27, 5, generator=weights())) == "Embedding(27, 5)"
     assert repr(Nonlinearity(TANH)) == "Nonlinearity(tanh)"
     assert "pieces=3" in repr(Maxout(4, 5, 3, generator=weights()))
+    assert "pieces=2" in repr(Maxout(4, 5, generator=weights()))
+    linear, embedding = Linear(4, 5, generator=weights()), Embedding(27, 5, generator=weights())
+    for layer in (linear, embedding):
+        layer.weight = nn.Parameter(torch.stack([layer.weight] * 3))
+    assert repr(linear) == "Linear(4, 5, bias=True)" and repr(embedding) == "Embedding(27, 5)"
+
+
+@pytest.mark.parametrize("layer, sizes", [(Linear, (4, 5)), (Embedding, (27, 5)), (Maxout, (4, 5, 2))])
+def test_a_generator_is_given_by_name(layer, sizes):
+    with pytest.raises(TypeError, match="positional"):
+        layer(*sizes, weights())
 
 
 @pytest.mark.parametrize("leading", [(), (2,)])
 @pytest.mark.parametrize("bad", [-1, -100, 27, 1000])
 def test_a_target_outside_the_vocabulary_is_refused(leading, bad, normal, symbols):
     logits, targets = normal(*leading, 6, 27), symbols(*leading, 6)
-    targets[(*[1] * len(leading), 4)] = bad
+    targets[..., 0], targets[..., 5] = 0, 0
+    targets[(*[1] * len(leading), slice(4, None))] = torch.tensor([bad, 99])
     where = [*[1] * len(leading), 4]
     with pytest.raises(ValueError) as error:
         cross_entropy(logits, targets)
@@ -177,12 +216,14 @@ def test_a_target_outside_the_vocabulary_is_refused(leading, bad, normal, symbol
 
 
 @pytest.mark.parametrize("leading", [(), (2,)])
-@pytest.mark.parametrize("bad", [-1, 27])
+@pytest.mark.parametrize("bad", [-1, 27, 28])
 def test_a_context_outside_the_vocabulary_is_refused(leading, bad, normal, symbols):
     layer = Embedding(27, 5, generator=weights())
     layer.weight = nn.Parameter(normal(*leading, 27, 5))
     x = symbols(*leading, 6, 3)
+    x[..., 0, :] = 0
     x[(*[1] * len(leading), 4, 2)] = bad
+    x[(*[1] * len(leading), 5, 0)] = -9
     where = str([*[1] * len(leading), 4, 2])
     with pytest.raises(ValueError) as error:
         layer(x)
@@ -207,7 +248,7 @@ def test_inputs_for_another_number_of_replicas_are_refused(normal, symbols):
         layer(normal(2, 6, 4))
     embedding = Embedding(27, 5, generator=weights())
     embedding.weight = nn.Parameter(normal(3, 27, 5))
-    for shape in ((6, 3), (2, 6, 3)):
+    for shape in ((6, 3), (2, 6, 3), (4, 6, 3)):
         with pytest.raises(ValueError, match=r"Embedding: symbols .* do not fit weight \(3, 27, 5\)"):
             embedding(symbols(*shape))
 

@@ -60,10 +60,13 @@ def test_expected_first_loss_starts_at_log_classes_and_grows_as_the_square(class
     assert growth == pytest.approx((1 - 1 / classes) / 2, abs=1e-4)
 
 
-def test_expected_first_loss_of_large_logits_is_the_expected_maximum():
-    # E max of 2 standard normals is 1 / sqrt(pi), of 3 is 3 / (2 sqrt(pi))
-    for classes, maximum in ((2, 1 / math.sqrt(math.pi)), (3, 1.5 / math.sqrt(math.pi))):
-        assert expected_first_loss(100.0, classes) / 100 == pytest.approx(maximum, rel=1e-3)
+@pytest.mark.parametrize("classes, k", [(2, 1), (3, 1.5)])
+def test_expected_first_loss_of_large_logits_is_nearly_the_expected_maximum(classes, k):
+    # E max is k / sqrt(pi). The gap between the two largest has the density k / sqrt(pi) at 0, and E log(1 + exp(-gap))
+    # is that times pi^2 / 12 for a wide one.
+    std = 30.0
+    expected = std * k / math.sqrt(math.pi) * (1 + math.pi**2 / 12 / std**2)
+    assert expected_first_loss(std, classes) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("std", "classes", "said"), [(-1, 27, "-1"), (math.nan, 27, "nan"), (1, 0, "classes")])
@@ -161,7 +164,7 @@ def test_a_gradient_grows_on_its_way_back_through_tanh(gain, growth):
     assert math.sqrt(chi(fixed_point(TANH, gain), TANH, gain)) == pytest.approx(growth, abs=5e-5)
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(deadline=None, derandomize=True, max_examples=15)
 @given(st.floats(1.05, 30))
 def test_a_fixed_point_of_tanh_is_where_depth_leads(gain):
     q = fixed_point(TANH, gain)
@@ -177,7 +180,7 @@ def test_a_fixed_point_is_where_depth_leads(activation, gain):
         assert variance_map(q, activation, gain) == pytest.approx(q, rel=1e-11)
         assert float(propagate(activation, gain, 400).q[-1]) == pytest.approx(q, rel=1e-6)
     elif q == 0:
-        assert float(propagate(activation, gain, 2000).q[-1]) < 1e-10 * gain**2
+        assert float(propagate(activation, gain, 1200).q[-1]) < 1e-10 * gain**2
     else:
         with pytest.raises(OverflowError, match=f"with gain {gain} the variance is beyond float64 from layer"):
             propagate(activation, gain, 10_000)
@@ -388,7 +391,6 @@ WIDTH, DEPTH, ROWS, SEEDS, ERRORS = 600, 6, 48, 20, 5
 WIDE = {
     "tanh 1": (TANH, 1.0),
     "tanh 5/3": (TANH, 5 / 3),
-    "tanh 2": (TANH, 2.0),
     "tanh 3": (TANH, 3.0),
     "ReLU": (RELU, RELU.gain),
     "sigmoid": (SIGMOID, 4.0),

@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import pytest
@@ -102,6 +103,17 @@ def test_a_new_model_is_in_training_mode_and_all_of_it_learns():
     assert model.training and all(p.requires_grad and p.is_leaf for p in model.parameters())
 
 
+def test_the_smallest_recipe_is_a_model(symbols):
+    recipe = MLP(tokens=1, block_size=1, embedding=1, width=1, depth=0, confidence=0)
+    assert recipe.build(weights())(symbols(4, 1, tokens=1)).shape == (4, 1)
+
+
+def test_the_recipe_of_the_book_is_a_frozen_value():
+    assert MLP() == MLP(27, 3, 10, 100, 5, TANH, LECUN, None, 0.1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MLP().depth = 6
+
+
 @pytest.mark.parametrize("name", ["tokens", "block_size", "embedding", "width"])
 @pytest.mark.parametrize("size", [0, -2])
 def test_a_size_below_one_is_refused(name, size):
@@ -139,6 +151,15 @@ def test_a_name_is_spelt_from_the_characters_before():
     assert speller.contexts == [[[0, 0]], [[0, 3]], [[3, 1]], [[1, 2]]]
 
 
+def test_a_long_name_is_cut_off_too():
+    assert len(sample(Speller("a" * 400), ABC, 2, generator=weights(), max_length=300)) == 300
+
+
+def test_a_generator_is_given_by_name():
+    with pytest.raises(TypeError, match="positional"):
+        sample(Speller("a"), ABC, 2, weights())
+
+
 def test_a_name_may_be_empty_and_is_cut_off():
     assert sample(Speller(""), ABC, 2, generator=weights()) == ""
     assert sample(Speller("abcabc"), ABC, 2, generator=weights(), max_length=4) == "abca"
@@ -172,6 +193,11 @@ def test_sampling_leaves_the_model_as_it_was(corpus):
     assert model.training and not model.act1.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_block_of_one_is_enough_to_sample():
+    speller = Speller("ab")
+    assert sample(speller, ABC, 1, generator=weights()) == "ab" and speller.contexts == [[[0]], [[1]], [[2]]]
 
 
 def test_sampling_with_a_block_size_below_one_is_refused():

@@ -1,4 +1,5 @@
 import copy
+import re
 
 import pytest
 import torch
@@ -204,6 +205,14 @@ def test_shapes_and_types_that_do_not_fit_are_named(kind):
         layer(torch.zeros(4, 6, dtype=torch.long))
 
 
+@pytest.mark.parametrize("kind", PAIRS)
+def test_an_input_for_another_number_of_replicas_is_named(kind):
+    stacked = stack([nn.Sequential(PAIRS[kind][0](6)) for _ in range(3)])
+    for shape in ((2, 4, 6), (4, 6), (6,)):
+        with pytest.raises(ValueError, match=rf"^{kind}: input {re.escape(str(shape))} does not fit weight \(3, 6\)$"):
+            stacked(torch.zeros(shape))
+
+
 def test_batch_norm_refuses_leading_axes_it_has_no_statistics_for():
     with pytest.raises(ValueError, match=r"\(2, 4, 6\) does not fit weight \(6,\)"):
         BatchNorm1d(6)(torch.zeros(2, 4, 6))
@@ -214,8 +223,10 @@ def test_batch_norm_refuses_leading_axes_it_has_no_statistics_for():
     [
         (lambda: BatchNorm1d(3, eps=0.0), "eps: a positive number is needed, got 0.0"),
         (lambda: LayerNorm(3, eps=-1.0), "eps: a positive number is needed, got -1.0"),
+        (lambda: LayerNorm(3, eps=float("inf")), "eps: a positive number is needed, got inf"),
         (lambda: RMSNorm(3, eps=float("nan")), "eps: a positive number is needed, got nan"),
         (lambda: BatchNorm1d(3, momentum=1.5), "momentum: a number from 0 to 1 is needed, got 1.5"),
+        (lambda: BatchNorm1d(3, momentum=-0.1), "momentum: a number from 0 to 1 is needed, got -0.1"),
         (lambda: GroupNorm(4, 6), "groups: a divisor of features = 6 is needed, got 4"),
         (lambda: GroupNorm(0, 6), "groups: a divisor of features = 6 is needed, got 0"),
         (lambda: LayerNorm(0), "features: at least 1 is needed, got 0"),
@@ -224,6 +235,15 @@ def test_batch_norm_refuses_leading_axes_it_has_no_statistics_for():
 def test_values_out_of_range_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_norm_says_what_it_is_and_starts_as_the_standardisation_alone():
+    assert repr(BatchNorm1d(6)) == "BatchNorm1d(6, eps=1e-05, momentum=0.1)"
+    assert repr(GroupNorm(2, 6, eps=0.5)) == "GroupNorm(2, 6, eps=0.5)"
+    assert repr(LayerNorm(1)) == "LayerNorm(1, eps=1e-05)" and repr(RMSNorm(6)) == "RMSNorm(6, eps=1e-05)"
+    for make, reference in PAIRS.values():
+        ours, theirs = make(6).state_dict(), reference(6).state_dict()
+        assert list(ours) == list(theirs) and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
 def test_standardize_gives_zero_mean_and_unit_variance():
@@ -273,6 +293,7 @@ def test_fold_equals_linear_then_norm_in_evaluation(bias):
     linear = Linear(5, 4, bias=bias, generator=generator(0, "weights")).double()
     norm, _ = twins(BatchNorm1d(4), nn.BatchNorm1d(4))
     before = copy.deepcopy((linear.state_dict(), norm.state_dict()))
+    norm.eps = 0.3
     x = randn(7, 5)
     torch.testing.assert_close(fold(linear, norm)(x), norm.eval()(linear(x)), rtol=1e-12, atol=1e-12)
     for state, layer in zip(before, (linear, norm), strict=True):

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 
 import nbformat
 import numpy as np
@@ -102,7 +101,7 @@ def says(source, stored, *tags, name="stdout"):
 
 
 @pytest.fixture
-def verdicts(pytester):
+def verdicts(pytester, monkeypatch):
     """verdicts(cells, *options): whether each cell of a notebook passes, and everything that pytest said."""
 
     def run(cells, *options):
@@ -111,8 +110,7 @@ def verdicts(pytester):
             nbformat.v4.new_code_cell(source, outputs=stored, execution_count=i + 1, metadata={"tags": tags})
             for i, (source, stored, tags) in enumerate(cells)
         ]
-        pytester.mkpydir("tests")
-        shutil.copytree(ROOT / "tests" / "plugins", pytester.path / "tests" / "plugins")
+        monkeypatch.setenv("PYTHONPATH", str(ROOT))
         (pytester.path / "conftest.py").write_text('pytest_plugins = ["tests.plugins.outputs"]\n')
         (pytester.path / "small.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
         pytester.makeini("[pytest]\n")

@@ -1,4 +1,5 @@
 import itertools
+import math
 
 import matplotlib
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.figure import Figure
 
 from mmlib import plots
 from mmlib.activations import ACTIVATIONS, TANH
+from mmlib.comparison import Comparison
 from mmlib.history import Series
 from mmlib.init import schemes
 from mmlib.stats import Interval
@@ -178,3 +180,93 @@ def test_a_dashboard_is_three_densities_and_the_updates_under_one_legend(normal)
     (shared,) = fig.legends
     assert [text.get_text() for text in shared.get_texts()] == ["1", "2", "out"]
     assert [line.get_color() for line in axes[0, 0].lines] == [line.get_color() for line in lines[:2]]
+
+
+def test_loss_against_rate_is_a_curve_a_recipe_with_its_best_rate_ringed(ax):
+    rows = torch.tensor([[3.0, 2.0, 2.5], [2.0, 2.5, 3.0]]).double()
+    loss = (rows.unsqueeze(-1) + torch.tensor([0.0, 0.1, 0.3]).double()).unsqueeze(-1)
+    comparison = Comparison(("LeCun", "mine"), (0.1, 0.3, 1.0), (0,), (1, 2), (50,), loss)
+    plots.against_rate(ax, comparison)
+    curve, ring, other, arrow = (line for line in ax.lines if len(line.get_xdata()))
+    assert drawn(curve)[0].tolist() == [0.1, 0.3, 1] and drawn(curve)[1] == pytest.approx([3.2, 2.2, 2.7])
+    assert [x.tolist() for x in drawn(ring)] == [[0.3], [pytest.approx(2.2)]] and ring.get_marker() == "o"
+    assert [x.tolist() for x in drawn(arrow)] == [[0.1], [pytest.approx(2.2)]] and arrow.get_marker() == "<"
+    assert curve.get_color() == plots.look("LeCun")["color"] == ring.get_color()
+    assert other.get_color() == plots.look(1)["color"] == arrow.get_color()
+    assert legend(ax) == ["LeCun", "mine"] and ax.get_xscale() == "log"
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0.1", "0.3", "1"]
+    assert len(ax.collections) == 2
+
+
+def test_a_rate_at_which_a_run_diverged_is_a_cross_and_no_point(ax):
+    loss = torch.tensor([[[3.0, 3, 3], [2, 2, 2.5], [1, 1, math.inf]]]).double().unsqueeze(-1)
+    loss[0, 2, 0] = math.inf
+    plots.against_rate(ax, Comparison(("a",), (0.1, 0.3, 1.0), (0,), (1, 2), (50,), loss))
+    curve, cross, ring = ax.lines
+    assert drawn(curve)[0].tolist() == [0.1, 0.3]
+    assert drawn(cross)[0].tolist() == [1.0] and cross.get_marker() == "x"
+    assert drawn(ring)[0].tolist() == [0.3]
+
+
+def between(mean, half):
+    mean = torch.tensor(mean)
+    return Interval(mean, mean - half, mean + half)
+
+
+def test_points_stand_with_their_theory_and_one_entry_for_it(ax):
+    measured = {"tanh": between([1.0, 2.0], 0.1), "mine": between([3.0, 4.0], 0.1)}
+    plots.against_theory(ax, [1, 2], measured, {"tanh": [1.1, 2.1], "mine": torch.tensor([3.1, 4.1])})
+    assert legend(ax) == ["theory", "tanh", "mine"]
+    lines = [line for line in ax.lines if line.get_linestyle() == "--"]
+    assert [drawn(line)[1].tolist() for line in lines] == [[1.1, 2.1], pytest.approx([3.1, 4.1])]
+    assert [c.lines[0].get_color() for c in ax.containers] == [plots.look("tanh")["color"], plots.look(1)["color"]]
+    assert [drawn(c.lines[0])[1].tolist() for c in ax.containers] == [[1, 2], [3, 4]]
+
+
+def test_theory_may_have_a_grid_of_its_own(ax):
+    plots.against_theory(ax, [1, 2], {"mine": between([1.0, 2.0], 0.1)}, {"mine": [1, 2, 3]}, grid=[1, 1.5, 2])
+    (line,) = (line for line in ax.lines if line.get_linestyle() == "--")
+    assert drawn(line)[0].tolist() == [1, 1.5, 2]
+
+
+def test_differences_are_intervals_beside_zero(ax):
+    plots.differences(ax, {"LeCun": between(0.5, 0.1), "mine": between(-0.5, 0.1)}, "minus Kaiming (nats)")
+    *_, zero = ax.lines
+    assert drawn(zero)[0].tolist() == [0, 0] and ax.get_xlabel() == "minus Kaiming (nats)"
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["LeCun", "mine"]
+
+
+def test_a_level_is_a_line_with_its_name_at_the_right_end(ax):
+    plots.level(ax, 3.3, "log 27")
+    (line,), (text,) = ax.lines, ax.texts
+    assert drawn(line)[1].tolist() == [3.3, 3.3]
+    assert text.get_text() == "log 27" and text.get_position() == (1, 3.3) and text.get_ha() == "right"
+
+
+def test_ticks_are_the_given_numbers_and_no_others(ax):
+    ax.plot([1, 1600], [0.35, 2])
+    ax.set(xscale="log", yscale="log")
+    plots.ticks(ax, x=(25, 1600), y=(0.35, 1.0, 2.0))
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["25", "1,600"]
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["0.35", "1", "2"]
+    assert len(ax.xaxis.get_minorticklocs()) == len(ax.yaxis.get_minorticklocs()) == 0
+    other = Figure().add_subplot()
+    before = list(other.get_yticks())
+    plots.ticks(other, x=(0, 1))
+    assert list(other.get_yticks()) == before
+
+
+def test_a_shared_legend_has_each_name_once_and_takes_the_place_of_others():
+    fig = Figure(layout="constrained")
+    left, right = axes = fig.subplots(1, 2)
+    for ax, names in ((left, ("a", "b")), (right, ("b", "c"))):
+        for name in names:
+            ax.plot([0, 1], label=name)
+        ax.legend()
+    plots.shared_legend(axes, columns=2)
+    (shared,) = fig.legends
+    assert [text.get_text() for text in shared.get_texts()] == ["a", "b", "c"]
+    assert left.get_legend() is None and right.get_legend() is None
+    assert shared._ncols == 2
+    with pytest.raises(ValueError, match="axes: no curve has a label"):
+        plots.shared_legend([Figure().add_subplot()])

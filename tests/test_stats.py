@@ -19,7 +19,8 @@ H = torch.tensor([[1.0, -1.0, 0.99], [0.995, 0.0, -0.5]])
 
 
 def test_rms_by_hand():
-    assert float(rms(torch.tensor([[3.0, -4.0], [0.0, 5.0]]))) == pytest.approx(math.sqrt(50 / 4))
+    # rows of different mean squares: the mean of their roots is another number
+    assert float(rms(torch.tensor([[3.0, -4.0], [0.0, 1.0]]))) == pytest.approx(math.sqrt(26 / 4))
 
 
 def test_saturation_by_hand():
@@ -56,9 +57,13 @@ WEIGHT, GRAD = torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([[0.1, 0.0],
 def test_ratios_of_gradient_and_data_by_hand():
     nothing = {}
     got = grad_data_ratios(
-        Trace(torch.tensor(1.0), nothing, nothing, {"w": WEIGHT, "b": GRAD[0]}, {"w": GRAD, "b": GRAD[0]})
+        Trace(
+            *(torch.tensor(1.0), nothing, nothing),
+            {"w": WEIGHT, "b": GRAD[0], "kernel": WEIGHT.view(1, 4, 1)},
+            {"w": GRAD, "b": GRAD[0], "kernel": GRAD.view(1, 4, 1)},
+        )
     )
-    assert list(got) == ["w"]
+    assert list(got) == ["w", "kernel"] and got["kernel"] == got["w"]
     assert float(got["w"]) == pytest.approx(by_hand([0.1, 0, 0, 0.3]) / by_hand([1, 2, 3, 6]))
 
 
@@ -101,7 +106,7 @@ def test_distances_of_stacked_models_are_those_of_their_parameters_one_by_one(sy
     assert got[1] == 0 and got[0] != got[2] > 0.1
 
 
-@pytest.mark.parametrize("reference", [[0, 1], [0, 1, 3], [0, 1, -1]])
+@pytest.mark.parametrize("reference", [[0, 1], [0, 1, 3], [0, 1, 4], [0, 1, -1]])
 def test_distances_need_a_reference_for_each_model(reference, symbols):
     (_, step), alone = stacked_and_single(symbols, 0.1, [0.1] * 3)
     with pytest.raises(ValueError, match=r"reference: one stacked model for each .* loss \(3,\)"):

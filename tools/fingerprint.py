@@ -9,12 +9,13 @@ import shutil
 import sys
 from pathlib import Path
 
-CONSTANT = ["book/book.mplstyle", "book/reference-run.json", "constraints.txt"]
+CONSTANT = ["book/book.mplstyle", "constraints.txt"]
 
 
 def fingerprint() -> str:
     digest = hashlib.sha256(sys.version.encode())
-    library = (path for path in Path("mmlib").rglob("*") if path.is_file() and path.suffix in {".py", ".txt"})
+    files = (path for folder in ("mmlib", "reproduction") for path in Path(folder).rglob("*") if path.is_file())
+    library = (path for path in files if path.suffix in {".py", ".txt", ".json"})
     for path in sorted([*library, *map(Path, CONSTANT)]):
         digest.update(f"{path}\0".encode())
         digest.update(path.read_bytes() if path.exists() else b"")

@@ -1,7 +1,7 @@
 """Which chapters a build executes, and when.
 
 The published reference run learns from data that are no part of this project. Where these are not on the machine, the
-chapters that import mmlib.lecture are not executed but shown with their stored outputs. All other chapters are executed
+chapters that import reference_run are not executed but shown with their stored outputs. All other chapters are executed
 before Sphinx reads them, one on each processor; Sphinx alone would execute one after another.
 """
 
@@ -16,13 +16,13 @@ BOOK = Path(__file__).parent.parent
 
 
 def leave_out(app, config):
-    from mmlib import lecture
+    import reference_run
 
-    if lecture.nearby() is None:
-        stored = [path.name for path in BOOK.glob("*.ipynb") if "mmlib.lecture" in path.read_text(encoding="utf-8")]
+    if reference_run.nearby() is None:
+        stored = [path.name for path in BOOK.glob("*.ipynb") if "reference_run" in path.read_text(encoding="utf-8")]
         config.nb_execution_excludepatterns = [*config.nb_execution_excludepatterns, *stored]
         sphinx_logging.getLogger(__name__).info(
-            f"shown as stored, since {lecture.VARIABLE} is not set and no copy was kept: {', '.join(sorted(stored))}"
+            f"shown as stored, as {reference_run.VARIABLE} is not set and no copy was kept: {', '.join(sorted(stored))}"
         )
 
 

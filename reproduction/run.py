@@ -1,4 +1,4 @@
-"""Reproduce the published reference run at full length and store its figures: python tools/reproduce.py [PROCESSES]
+"""Reproduce the published reference run at full length and store its figures: python reproduction/run.py [PROCESSES]
 
 All five stages for 200,000 steps, beside what was published; then five other seeds of each stage, and copies of two
 stages whose first weights differ at the seventh digit. Two processes, one thread each, unless told otherwise. The file
@@ -17,18 +17,19 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import reference_run
 import torch
+from reference_run import BATCHNORM_LOSSES, DEEP_NAMES, PUBLISHED, Run, dashboard, deep, splits, stages, together
 from torch import Tensor
 
-from mmlib import lecture, rng
+from mmlib import rng
 from mmlib.checkpoint import resume, save
 from mmlib.data import Corpus
 from mmlib.history import Step
-from mmlib.lecture import BATCHNORM_LOSSES, DEEP_NAMES, PUBLISHED, Run, dashboard, deep, splits, stages, together
 from mmlib.stats import distances, interval
 
 ROOT = Path(__file__).parent.parent
-FIGURES, KEPT = ROOT / "book" / "reference-run.json", ROOT / ".cache" / "reproduce"
+FIGURES, KEPT = ROOT / "reproduction" / "figures.json", ROOT / ".cache" / "reproduce"
 PROCESSES = int(sys.argv[1]) if len(sys.argv) > 1 else 2
 STEPS = 200_000
 SEEDS = (1, 2, 3, 4, 5)
@@ -45,7 +46,7 @@ class Start(NamedTuple):
     """Where one run starts: its stage, the seed of its generator, and the number of a nudge, if it gets one."""
 
     stage: str
-    seed: int = lecture.SEED
+    seed: int = reference_run.SEED
     nudge: int | None = None
 
     def run(self, corpus: Corpus) -> Run:
@@ -69,7 +70,7 @@ def written(path: Path, content: Any) -> None:
 
 def kept(starts: list[Start]) -> Path:
     """Where what these runs leave is kept: named by the runs, the code that makes them, and the version of torch."""
-    modules = sorted(name for name in sys.modules if name.startswith("mmlib."))
+    modules = sorted(name for name in sys.modules if name.startswith(("mmlib.", "reference_run")))
     code = [Path(sys.modules[name].__file__).read_bytes() for name in modules]
     what = repr((starts, STEPS, NUDGE, WATCHED, torch.__version__, torch.backends.cpu.get_cpu_capability()))
     return KEPT / f"{hashlib.sha256(what.encode() + b''.join(code)).hexdigest()[:16]}.json"
@@ -82,7 +83,7 @@ def trained(starts: list[Start]) -> list[dict]:
         return json.loads(kept(starts).read_text(encoding="utf-8"))
     torch.set_num_threads(1)
     began = time.perf_counter()
-    corpus = splits(lecture.read_names())
+    corpus = splits(reference_run.read_names())
     runs = [start.run(corpus) for start in starts]
     one = together(runs) if len(runs) > 1 else runs[0]
     watched = WATCHED if any(start.nudge is not None for start in starts) else []
@@ -139,7 +140,7 @@ def all_trained(*groups: list[Start]) -> dict[Start, dict]:
 
 def reference_run() -> dict:
     """The figures of the published run, under the names that PUBLISHED gives them."""
-    corpus = splits(lecture.read_names())
+    corpus = splits(reference_run.read_names())
     six = deep(corpus)
     dashboard(six)
     end = six.evaluate()

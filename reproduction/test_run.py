@@ -7,18 +7,17 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from mmlib import lecture
+import reference_run
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
 def reproduce(monkeypatch, tmp_path):
-    if lecture.nearby() is None:
-        pytest.skip(f"the lecture's names are not here: {lecture.VARIABLE} is not set, and no copy was kept")
+    if reference_run.nearby() is None:
+        pytest.skip(f"the lecture's names are not here: {reference_run.VARIABLE} is not set, and no copy was kept")
     monkeypatch.setattr(sys, "argv", ["reproduce"])
-    specification = importlib.util.spec_from_file_location("reproduce_tool", ROOT / "tools" / "reproduce.py")
+    specification = importlib.util.spec_from_file_location("reproduce_tool", ROOT / "reproduction" / "run.py")
     tool = importlib.util.module_from_spec(specification)
     monkeypatch.setitem(sys.modules, "reproduce_tool", tool)
     specification.loader.exec_module(tool)

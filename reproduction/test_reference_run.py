@@ -8,30 +8,30 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import reference_run
 import torch
+from reference_run import BATCHNORM_LOSSES, DEEP_ACTIVATIONS, DEEP_NAMES, PUBLISHED, Run
 
-from mmlib import lecture
 from mmlib.ensemble import stack, unstack
-from mmlib.lecture import BATCHNORM_LOSSES, DEEP_ACTIVATIONS, DEEP_NAMES, PUBLISHED, Run
 from mmlib.rng import generator
 from mmlib.stats import saturation
 
 ROOT = Path(__file__).parent.parent
-STABLE = lecture.stages()[1:]
+STABLE = reference_run.stages()[1:]
 STEPS = 20_000
 
 
 @pytest.fixture(scope="module")
 def splits():
-    if lecture.nearby() is None:
-        pytest.skip(f"the lecture's names are not here: {lecture.VARIABLE} is not set, and no copy was kept")
-    return lecture.splits(lecture.read_names())
+    if reference_run.nearby() is None:
+        pytest.skip(f"the lecture's names are not here: {reference_run.VARIABLE} is not set, and no copy was kept")
+    return reference_run.splits(reference_run.read_names())
 
 
 @pytest.fixture(scope="module")
 def figures():
     """What `make reproduce` stored after the runs at full length."""
-    stored = ROOT / "book" / "reference-run.json"
+    stored = ROOT / "reproduction" / "figures.json"
     if not stored.exists():
         pytest.skip("no figures of the runs at full length are stored: make reproduce")
     return json.loads(stored.read_text(encoding="utf-8"))
@@ -43,7 +43,7 @@ def test_splits_have_the_published_sizes(splits):
     assert len(splits.vocabulary) == 27
 
 
-@pytest.mark.parametrize("stage", (*lecture.stages(), "deep"))
+@pytest.mark.parametrize("stage", (*reference_run.stages(), "deep"))
 def test_first_loss_and_parameter_count_are_the_published_ones(splits, stage):
     run = Run(stage, splits)
     parameters = sum(p.numel() for p in run.model.parameters())
@@ -54,10 +54,10 @@ def test_first_loss_and_parameter_count_are_the_published_ones(splits, stage):
 @pytest.fixture(scope="module")
 def first_steps(splits):
     """The minibatch losses of the first 20,000 steps, by stage: four stages as one stack, and the fifth."""
-    plain = lecture.together([Run(stage, splits) for stage in lecture.stages()[:-1]]).train(STEPS).loss
+    plain = reference_run.together([Run(stage, splits) for stage in reference_run.stages()[:-1]]).train(STEPS).loss
     normalised = Run("BatchNorm", splits).train(STEPS).loss
     values = torch.cat([plain.values, normalised.values.unsqueeze(-1)], -1)
-    return {stage: plain._replace(values=values[:, k]) for k, stage in enumerate(lecture.stages())}
+    return {stage: plain._replace(values=values[:, k]) for k, stage in enumerate(reference_run.stages())}
 
 
 def test_losses_after_10_000_steps_are_those_that_the_lecture_prints(first_steps):
@@ -65,7 +65,7 @@ def test_losses_after_10_000_steps_are_those_that_the_lecture_prints(first_steps
     assert {stage: f"{first_steps[stage].values[10_000]:.4f}" for stage in printed} == printed
 
 
-@pytest.mark.parametrize("stage", lecture.stages())
+@pytest.mark.parametrize("stage", reference_run.stages())
 def test_stored_figures_are_those_of_a_fresh_run(first_steps, figures, stage):
     """Every step counts: means of 1,000 losses each. The first stage is chaotic, so that only its course is held."""
     means = first_steps[stage].block_means(1_000).values
@@ -76,8 +76,8 @@ def test_stored_figures_are_those_of_a_fresh_run(first_steps, figures, stage):
 
 
 def test_the_deep_network_looks_as_published_and_draws_the_same_names(splits):
-    run = lecture.deep(splits)
-    outputs = lecture.dashboard(run).trace.outputs
+    run = reference_run.deep(splits)
+    outputs = reference_run.dashboard(run).trace.outputs
     hidden = [outputs[f"act{k}"] for k in range(1, 6)]
     assert tuple((f"{h.std():.2f}", f"{float(saturation(h, 0.97)):.2%}") for h in hidden) == DEEP_ACTIVATIONS
     end = run.evaluate()
@@ -101,8 +101,8 @@ def test_stored_figures_meet_the_published_ones(figures):
 
 
 def test_runs_together_are_the_runs_alone(splits):
-    stages = lecture.stages()[:-1]
-    together = lecture.together([Run(stage, splits) for stage in stages])
+    stages = reference_run.stages()[:-1]
+    together = reference_run.together([Run(stage, splits) for stage in stages])
     losses, ends = together.train(30).loss.values, together.evaluate()
     for r, stage in enumerate(stages):
         run = Run(stage, splits)
@@ -111,7 +111,7 @@ def test_runs_together_are_the_runs_alone(splits):
 
 
 def test_seeds_of_the_batchnorm_stage_together_are_the_seeds_alone(splits):
-    together = lecture.together([Run("BatchNorm", splits, seed=seed) for seed in (1, 2, 3)])
+    together = reference_run.together([Run("BatchNorm", splits, seed=seed) for seed in (1, 2, 3)])
     losses = together.train(30).loss.values
     for r, seed in enumerate((1, 2, 3)):
         run = Run("BatchNorm", splits, seed=seed)
@@ -136,54 +136,54 @@ def test_another_seed_is_another_run(splits):
 
 
 def test_the_dashboard_sees_every_step(splits):
-    seen = lecture.dashboard(lecture.deep(splits), steps=3)
+    seen = reference_run.dashboard(reference_run.deep(splits), steps=3)
     assert {len(series.steps) for series in seen.update_ratios.values()} == {3}
     assert set(seen.grad_data_ratios) == {"embedding.weight", *(f"linear{k}.weight" for k in range(1, 7))}
 
 
 def test_stages_stand_in_the_order_of_the_lecture():
-    assert lecture.stages() == ("original", "softmax", "tanh", "Kaiming", "BatchNorm")
+    assert reference_run.stages() == ("original", "softmax", "tanh", "Kaiming", "BatchNorm")
 
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """No name, no copy kept, and nothing online: a fresh machine, whose data have another checksum."""
-    monkeypatch.delenv(lecture.VARIABLE, raising=False)
-    monkeypatch.setattr(lecture.pooch, "os_cache", lambda name: tmp_path / "cache")
-    monkeypatch.setattr(lecture, "URL", "http://localhost:9/names.txt")
+    monkeypatch.delenv(reference_run.VARIABLE, raising=False)
+    monkeypatch.setattr(reference_run.pooch, "os_cache", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(reference_run, "URL", "http://localhost:9/names.txt")
     return tmp_path
 
 
 def right(monkeypatch, content):
-    monkeypatch.setattr(lecture, "SHA256", hashlib.sha256(content.encode()).hexdigest())
+    monkeypatch.setattr(reference_run, "SHA256", hashlib.sha256(content.encode()).hexdigest())
 
 
 def test_the_path_given_comes_first_then_the_file_that_is_named_then_the_copy(elsewhere, monkeypatch):
-    places = {"given": elsewhere / "given.txt", "named": elsewhere / "named.txt", "kept": lecture._kept()}
+    places = {"given": elsewhere / "given.txt", "named": elsewhere / "named.txt", "kept": reference_run._kept()}
     for name, file in places.items():
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"{name}\n")
     right(monkeypatch, "kept\n")
-    assert lecture.nearby() == places["kept"]
-    assert lecture.read_names() == ["kept"]
-    monkeypatch.setenv(lecture.VARIABLE, str(places["named"]))
+    assert reference_run.nearby() == places["kept"]
+    assert reference_run.read_names() == ["kept"]
+    monkeypatch.setenv(reference_run.VARIABLE, str(places["named"]))
     right(monkeypatch, "named\n")
-    assert lecture.nearby() == places["named"]
-    assert lecture.read_names() == ["named"]
+    assert reference_run.nearby() == places["named"]
+    assert reference_run.read_names() == ["named"]
     right(monkeypatch, "given\n")
-    assert lecture.read_names(places["given"]) == ["given"]
+    assert reference_run.read_names(places["given"]) == ["given"]
 
 
 def test_a_file_that_is_another_one_is_refused_with_both_checksums(tmp_path):
     (tmp_path / "names.txt").write_text("emma\n")
-    with pytest.raises(ValueError, match=f"not the lecture's names.txt: its SHA-256 is .*, not {lecture.SHA256}"):
-        lecture.read_names(tmp_path / "names.txt")
+    with pytest.raises(ValueError, match=f"not the lecture's names.txt: its SHA-256 is .*, not {reference_run.SHA256}"):
+        reference_run.read_names(tmp_path / "names.txt")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv(lecture.VARIABLE, str(tmp_path / "none.txt"))
+    monkeypatch.setenv(reference_run.VARIABLE, str(tmp_path / "none.txt"))
     with pytest.raises(FileNotFoundError, match=r"none\.txt: no such file"):
-        lecture.read_names()
+        reference_run.read_names()
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def online(elsewhere, monkeypatch):
     with http.server.HTTPServer(("localhost", 0), Answers) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        monkeypatch.setattr(lecture, "URL", f"http://localhost:{server.server_port}/names.txt")
+        monkeypatch.setattr(reference_run, "URL", f"http://localhost:{server.server_port}/names.txt")
         yield asked
         server.shutdown()
         thread.join()
@@ -213,22 +213,22 @@ def online(elsewhere, monkeypatch):
 
 def test_a_download_is_checked_kept_and_not_repeated(online, monkeypatch):
     right(monkeypatch, "emma\n")
-    assert lecture.nearby() is None
-    assert lecture.read_names() == ["emma"]
-    assert lecture.nearby() == lecture._kept()
-    assert lecture.read_names() == ["emma"]
+    assert reference_run.nearby() is None
+    assert reference_run.read_names() == ["emma"]
+    assert reference_run.nearby() == reference_run._kept()
+    assert reference_run.read_names() == ["emma"]
     assert online == ["/names.txt"]
 
 
 def test_a_download_that_is_another_file_is_refused_and_leaves_nothing(online):
-    with pytest.raises(ValueError, match=rf"(?s)SHA256 hash of downloaded file.*{lecture.SHA256}"):
-        lecture.read_names()
-    assert not [file for file in lecture._kept().parent.rglob("*") if file.is_file()]
+    with pytest.raises(ValueError, match=rf"(?s)SHA256 hash of downloaded file.*{reference_run.SHA256}"):
+        reference_run.read_names()
+    assert not [file for file in reference_run._kept().parent.rglob("*") if file.is_file()]
 
 
 def test_offline_the_error_says_all_four_ways(elsewhere):
     with pytest.raises(FileNotFoundError, match=r"pass its path .* MMLIB_LECTURE_NAMES .* put a copy at .* downloaded"):
-        lecture.read_names()
+        reference_run.read_names()
     assert not list(elsewhere.rglob("*.txt"))
 
 
@@ -237,14 +237,14 @@ def test_a_stage_that_is_not_there_is_named():
         Run("kaiming", None)
 
 
-@pytest.mark.parametrize("layer", [lecture.UnbiasedBatchNorm, lecture.StdBatchNorm])
+@pytest.mark.parametrize("layer", [reference_run.UnbiasedBatchNorm, reference_run.StdBatchNorm])
 def test_both_normalisations_divide_by_the_unbiased_deviation(layer, normal):
     x = 3 * normal(8, 5) + 1
     expected = (x - x.mean(0)) / x.std(0)
     torch.testing.assert_close(layer(5).double()(x), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [lecture.UnbiasedBatchNorm, lecture.StdBatchNorm])
+@pytest.mark.parametrize("layer", [reference_run.UnbiasedBatchNorm, reference_run.StdBatchNorm])
 def test_both_normalisations_stacked_are_three_alone(layer, normal):
     """Outputs, gradients and running statistics, in training and in evaluation; the cotangent is random."""
     models = [torch.nn.Sequential(layer(5)).double() for _ in range(3)]
@@ -274,7 +274,7 @@ def test_both_normalisations_stacked_are_three_alone(layer, normal):
 def test_running_statistics_of_both_normalisations_are_those_of_the_lecture(normal):
     """Mean and unbiased variance by 0.1; mean and standard deviation by 0.001. In evaluation they take the place."""
     x = 3 * normal(8, 5) + 1
-    deep, shallow = lecture.UnbiasedBatchNorm(5).double(), lecture.StdBatchNorm(5).double()
+    deep, shallow = reference_run.UnbiasedBatchNorm(5).double(), reference_run.StdBatchNorm(5).double()
     deep(x), shallow(x)
     torch.testing.assert_close(deep.running_mean, 0.1 * x.mean(0))
     torch.testing.assert_close(deep.running_var, 0.9 + 0.1 * x.var(0))
@@ -293,7 +293,7 @@ CHAPTER = {
             "id": "c1",
             "metadata": {},
             "outputs": [],
-            "source": "import mmlib.lecture",
+            "source": "import reference_run",
         }
     ],
     "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
@@ -306,8 +306,9 @@ def test_without_the_data_a_chapter_on_them_is_skipped_and_says_why(pytester, mo
     shutil.copy(ROOT / "conftest.py", pytester.path)
     (pytester.path / "chapter.ipynb").write_text(json.dumps(CHAPTER), encoding="utf-8")
     pytester.makeini("[pytest]\n")
-    monkeypatch.delenv(lecture.VARIABLE, raising=False)
+    monkeypatch.delenv(reference_run.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where the copied conftest.py finds its plugins
     result = pytester.runpytest_subprocess("--nbval", "--nbval-current-env", "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*the data of the reference run are not here; set MMLIB_LECTURE_NAMES*"])
@@ -321,7 +322,7 @@ def test_without_the_data_a_chapter_on_them_is_shown_as_stored(monkeypatch, tmp_
     (tmp_path / "19-on-them.ipynb").write_text(json.dumps(CHAPTER), encoding="utf-8")
     (tmp_path / "20-on-others.ipynb").write_text("{}", encoding="utf-8")
     monkeypatch.setattr(execution, "BOOK", tmp_path)
-    monkeypatch.setattr(lecture, "nearby", lambda: place)
+    monkeypatch.setattr(reference_run, "nearby", lambda: place)
     config = SimpleNamespace(nb_execution_excludepatterns=["draft.ipynb"])
     execution.leave_out(None, config)
     assert config.nb_execution_excludepatterns == ["draft.ipynb", *(["19-on-them.ipynb"] if excluded else [])]
