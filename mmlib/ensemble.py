@@ -4,7 +4,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, product
 from typing import NoReturn
 
 import torch
@@ -143,14 +143,14 @@ def _inputs(model: nn.Sequential, rows: int, *, generator: torch.Generator) -> I
 def _prove(models: Sequence[nn.Sequential], probe: Tensor | None) -> None:
     """Raises unless each layer gives each model what it gives it alone. In float64, if the layers can.
 
-    The batch is longer than R, so that no axis of one passes for the other.
+    The batch is longer than R, so that no axis of one passes for the other; of 64 or so for layers that cut it up.
     """
-    for dtype in (torch.float64, None):
+    n = len(models)
+    for dtype, rows in product((torch.float64, None), (n + 1, 64 * (n // 64 + 1))):
         g = generator(0, "probe")
         with torch.random.fork_rng():
             copies = [_disturbed(model, dtype, generator=g) for model in models]
-            inputs = _inputs(copies[0], len(models) + 1, generator=g) if probe is None else [probe]
-            for one in inputs:
+            for one in _inputs(copies[0], rows, generator=g) if probe is None else [probe]:
                 try:
                     copy.deepcopy(copies[0])(one)
                 except Exception:

@@ -49,8 +49,10 @@ class Recorder:
         self.name = name
         self._whole = [series] if series is not None and len(series.steps) else []
         self._shape = self._whole[0].values.shape[1:] if self._whole else torch.Size()
+        self._dtype: torch.dtype | None = None
+        self._room = 0
         self._steps: list[int] = []
-        self._block = torch.empty(0)
+        self._values: list[float] | Tensor = []
 
     def add(self, step: int, value: Tensor | float) -> None:
         """Records a copy. A number among tensors stands for all their elements.
@@ -58,16 +60,20 @@ class Recorder:
         Raises ValueError for a value whose shape is not that of the values before.
         """
         if isinstance(value, (int, float)):
-            dtype, shape = torch.int64 if isinstance(value, int) else torch.get_default_dtype(), torch.Size()
+            dtype = torch.int64 if isinstance(value, int) else torch.get_default_dtype()
         else:
-            value = torch.as_tensor(value).detach()
-            dtype, shape = value.dtype, value.shape
-        if shape and shape != self._shape:
-            self._widen(step, shape)
-        if len(self._steps) == len(self._block) or dtype != self._block.dtype:
-            self._close()
-            self._block = torch.empty((max(1, min(1024, 2**22 // max(1, shape.numel()))), *self._shape), dtype=dtype)
-        self._block[len(self._steps)] = value
+            value = value if isinstance(value, Tensor) else torch.as_tensor(value)
+            dtype = value.dtype
+            if not value.dim():
+                value = value.item()
+            elif value.shape != self._shape:
+                self._widen(step, value.shape)
+        if dtype != self._dtype or len(self._steps) == self._room:
+            self._open(dtype)
+        if isinstance(self._values, list):
+            self._values.append(value)
+        else:
+            self._values[len(self._steps)] = value.detach() if isinstance(value, Tensor) else value
         self._steps.append(step)
 
     def _widen(self, step: int, shape: torch.Size) -> None:
@@ -80,10 +86,17 @@ class Recorder:
         self._shape = shape
         self._whole = [Series(s, v.view(-1, *[1] * len(shape)).expand(-1, *shape)) for s, v in self._whole]
 
+    def _open(self, dtype: torch.dtype) -> None:
+        self._close()
+        self._dtype, self._room = dtype, max(1, min(1024, 2**22 // max(1, self._shape.numel())))
+        self._values = torch.empty(self._room, *self._shape, dtype=dtype) if self._shape else []
+
     def _close(self) -> None:
         if self._steps:
-            self._whole.append(Series(torch.tensor(self._steps), self._block[: len(self._steps)].clone()))
-        self._steps, self._block = [], torch.empty(0)
+            numbers = isinstance(self._values, list)
+            values = torch.tensor(self._values, dtype=self._dtype) if numbers else self._values[: len(self._steps)].clone()
+            self._whole.append(Series(torch.tensor(self._steps), values))
+        self._dtype, self._steps = None, []
 
     def series(self) -> Series:
         """What was recorded until now."""

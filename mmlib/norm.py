@@ -120,10 +120,9 @@ class BatchNorm1d(Norm):
         state = (self.running_mean, self.running_var, self.weight, self.bias)
         flat = [s.flatten() for s in state]
         y = F.batch_norm(matrix, *flat, training=True, momentum=self.momentum, eps=self.eps)
-        with torch.no_grad():
-            for buffer, moved in zip(state[:2], flat, strict=False):
-                if buffer.data_ptr() != moved.data_ptr():  # a layout that cannot be seen as one axis was copied
-                    buffer.copy_(moved.view_as(buffer))
+        for buffer, moved in zip(state[:2], flat, strict=False):
+            if not buffer.is_contiguous():  # then it was copied, to be seen as one axis
+                buffer.copy_(moved.view_as(buffer))
         return y.unflatten(1, self.weight.shape).movedim(0, -2)
 
     def _evaluated(self, x: Tensor) -> Tensor:

@@ -88,8 +88,8 @@ def interval(values: Tensor, confidence: float = 0.95) -> Interval:
     infinite, or a confidence outside 0 to 1.
     """
     n = len(values) if values.dim() else 1
-    if n < 2:
-        raise ValueError(f"values: at least two along the first axis are needed, got {n}")
+    if n < 2 or not values.numel():
+        raise ValueError(f"values: at least two along the first axis are needed, got shape {tuple(values.shape)}")
     if not values.isfinite().all():
         at = (~values.isfinite()).nonzero()[0].tolist()
         raise ValueError(f"values: finite numbers are needed, got {values[tuple(at)].item()} at {at}")

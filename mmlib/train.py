@@ -79,7 +79,7 @@ def descend(
 
 def _check_rate(rate: Rate, model: nn.Module) -> None:
     if not isinstance(rate, Tensor):
-        if not isinstance(rate, Real) or not math.isfinite(rate):
+        if not isinstance(rate, (float, Real)) or not math.isfinite(rate):
             raise ValueError(f"lr: a finite number is needed, got {rate!r}")
         return
     if not rate.isfinite().all():
@@ -106,34 +106,46 @@ class _Finite:
 
     def __init__(self, model: nn.Sequential, diverged: dict[int, str] | None) -> None:
         self.model, self.diverged = model, diverged
+        self.found, self.one = torch.zeros(1), torch.ones(1)
         self._hold()
 
     def _hold(self) -> None:
-        self.still = torch.tensor(sorted(self.diverged or ()), dtype=torch.long)
-        self.kept = [(b, b[self.still].clone()) for b in self.model.buffers()] if len(self.still) else []
+        self.still = torch.tensor(sorted(self.diverged), dtype=torch.long) if self.diverged else None
+        self.kept = [] if self.still is None else [(b, b[self.still].clone()) for b in self.model.buffers()]
 
     def __call__(
         self, index: int, batch: Examples, loss: Tensor, grads: Sequence[Tensor]
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """The loss, nan for models that stand still, and the gradients, 0 for them."""
         still = self.still
-        loss, grads = self._zeroed(loss, grads)
-        for buffer, values in self.kept:
-            buffer[still] = values
-        if not (math.isfinite(loss.sum().item()) and _all_finite(grads)):  # the sum of finite losses may be infinite
+        if still is not None:
+            loss, grads = self._zeroed(loss, grads)
+            for buffer, values in self.kept:
+                buffer[still] = values
+        total = loss.sum() if loss.dim() else loss
+        if not (math.isfinite(total.item()) and self._all(grads)):  # the sum of finite losses may be infinite
             bad = [r for r, own in enumerate(self._of_each(loss, grads)) if not all(x.isfinite().all() for x in own)]
             if bad:
                 self._stop(index, batch, loss, bad)
                 grads = self._zeroed(loss, grads)[1]
-        return loss.index_fill(0, still, math.nan) if len(still) else loss, grads
+        return loss if still is None else loss.index_fill(0, still, math.nan), grads
 
     def _zeroed(self, loss: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        if not len(self.still):
-            return loss, grads
         return loss.index_fill(0, self.still, 0), [g.index_fill(0, self.still, 0) for g in grads]
 
     def _of_each(self, loss: Tensor, grads: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         return zip(loss, *grads, strict=True) if loss.dim() else iter([(loss, *grads)])
+
+    def _all(self, grads: Sequence[Tensor]) -> bool:
+        """Whether all are finite. Torch's own check is one call for all of them; it multiplies them in place by 1."""
+        try:
+            torch._amp_foreach_non_finite_check_and_unscale_(list(grads), self.found, self.one)
+        except RuntimeError:  # an expanded gradient cannot be written to
+            return all(bool(g.isfinite().all()) for g in grads)
+        if self.found.item():
+            self.found.zero_()
+            return False
+        return True
 
     def _stop(self, index: int, batch: Examples, loss: Tensor, bad: list[int]) -> None:
         if self.diverged is not None:
@@ -142,16 +154,6 @@ class _Finite:
                 self._hold()
                 return
         raise _Diverged(_not_finite(self.model, batch, index, loss, bad))
-
-
-def _all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Exact where it is True. Torch's own check, one call for all, multiplies them in place by 1."""
-    found = torch.zeros(1)
-    try:
-        torch._amp_foreach_non_finite_check_and_unscale_(list(tensors), found, torch.ones(1))
-    except RuntimeError:  # an expanded gradient cannot be written to
-        return all(bool(x.isfinite().all()) for x in tensors)
-    return not found.item()
 
 
 def _not_finite(model: nn.Sequential, batch: Examples, index: int, loss: Tensor, bad: list[int]) -> str:

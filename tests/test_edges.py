@@ -498,6 +498,17 @@ class Single(nn.Module):
         return x @ torch.eye(x.shape[-1])
 
 
+class Cut(nn.Module):
+    """A layer for batches of a multiple of 16."""
+
+    def forward(self, x):
+        return x - x.unflatten(-2, (-1, 16)).mean(-2).repeat_interleave(16, -2)
+
+
+def test_layers_that_cut_up_the_batch_are_stacked_too():
+    assert stack([with_layer(Cut(), r) for r in range(3)]).replicas == 3
+
+
 def test_layers_that_know_one_dtype_are_stacked_too():
     assert stack([with_layer(Single(), r) for r in range(2)]).replicas == 2
 

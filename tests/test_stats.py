@@ -154,7 +154,7 @@ def test_an_interval_covers_the_mean_as_often_as_it_says(normal):
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_an_interval_of_fewer_than_two_values_is_refused(n):
-    with pytest.raises(ValueError, match=f"values: at least two along the first axis are needed, got {n}"):
+    with pytest.raises(ValueError, match=rf"values: at least two along the first axis are needed, got shape \({n}"):
         interval(torch.zeros(n))
 
 
