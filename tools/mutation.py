@@ -3,20 +3,20 @@
     python tools/mutation.py [--processes N] [--survivors] MODULE...
 
 cosmic-ray makes the mutants. Each is written into a copy of the checkout, never into the checkout, and tested in a fork
-of this process, which has the slow imports (torch, SciPy, pytest) behind it but not mmlib. Left out are the mutants that
-Python does not compile or warns of, those in a type annotation, which nothing computes with, and arithmetic operators
-replaced by bitwise ones or the other way round, which floats and types do not have: they would count as killed for
-nothing.
+of this process, which has the slow imports (torch, SciPy, pytest) behind it but not mmlib. Left out, since they would
+count as killed for nothing: mutants that Python does not compile or warns of, those in a type annotation, which nothing
+computes with, and arithmetic operators replaced by bitwise ones or the other way round, which floats and types lack.
 
-A mutant is killed if a test fails; it is timed out if the tests take LIMIT times the processor time (and 2 s) that they take
-without it, which a reader would notice too. What survives has to stand in tests/mutation/survivors.toml with a reason.
-The table in tests/mutation/README.md is written here. With --survivors, only what survived in the last run is tried
-again, and the table is left alone.
+A mutant is killed if a test fails; it is timed out if the tests take LIMIT times the processor time, and 2 s more, that
+they take without it, which a reader would notice too. What survives has to stand in tests/mutation/survivors.toml with
+a reason. The table in tests/mutation/README.md is written here, module by module. With --survivors, only what survived
+in the last run is tried again, and the table is left alone.
 """
 
 import argparse
 import ast
 import gc
+import hashlib
 import json
 import multiprocessing
 import os
@@ -63,10 +63,11 @@ HEAD = """# Mutants by module
 
 Written by `make mutation`. Each module of `mmlib` is changed in one place at a time (`a + b` to `a - b`, 1 to 2, `<` to
 `<=`, a decorator removed, ...) and tested by its own test file alone. Timed out: the change makes the tests run
-for ever, or {limit} times as long and 2 s more. [survivors.toml](survivors.toml) says of each survivor why the change means nothing.
+for ever, or {limit} times as long and 2 s more. [survivors.toml](survivors.toml) says of each survivor why the change
+means nothing. A row stands for the two files of which it gives the digest.
 
-| module | mutants | killed | timed out | survived | killed or timed out |
-|---|---:|---:|---:|---:|---:|
+| module | mutants | killed | timed out | survived | killed or timed out | of |
+|---|---:|---:|---:|---:|---:|---|
 """
 
 
@@ -185,9 +186,10 @@ def examine(module: str, processes: int, only: set[tuple[str, str]] | None) -> d
             stored.unlink()
         for copy in copies[1:]:
             shutil.copytree(copies[0], copy)
+        limit = LIMIT * used + 2
         workers = [
-            multiprocessing.Process(target=work, args=(c, module, todo[i::processes], seconds, LIMIT * used + 2, results))
-            for i, c in enumerate(copies)
+            multiprocessing.Process(target=work, args=(copy, module, todo[i::processes], seconds, limit, results))
+            for i, copy in enumerate(copies)
         ]
         for worker in workers:
             worker.start()
@@ -214,6 +216,11 @@ def reasons() -> dict[tuple[str, str, str], str]:
     }
 
 
+def digest(module: str) -> str:
+    files = (ROOT / "mmlib" / f"{module}.py", ROOT / "tests" / f"test_{module}.py")
+    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=4).hexdigest()
+
+
 def stored(module: str) -> Path:
     return STATE / f"{module}.json"
 
@@ -235,7 +242,7 @@ def main() -> None:
         lines = TABLE.read_text(encoding="utf-8").splitlines()
         rows = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ") and "mutants" not in line}
     for module in arguments.modules:
-        start, only = time.monotonic(), None
+        start, before, only = time.monotonic(), digest(module), None
         if arguments.survivors:
             last = json.loads(stored(module).read_text())
             only = {(line, becomes) for line, becomes, counts in last if "survived" in counts}
@@ -245,8 +252,11 @@ def main() -> None:
         stored(module).write_text(json.dumps([[*key, counts] for key, counts in found.items()]))
         total = sum(found.values(), Counter())
         share = 1 - total["survived"] / total.total()
-        row = f"{module} | {total.total()} | {total['killed']} | {total['timed out']} | {total['survived']} | {share:.1%}"
-        rows[module] = f"| {row} |"
+        counts = (total.total(), total["killed"], total["timed out"], total["survived"], f"{share:.1%}")
+        rows[module] = f"| {' | '.join(map(str, (module, *counts, before)))} |"
+        if not arguments.survivors:
+            table = HEAD.format(limit=LIMIT) + "\n".join(rows[key] for key in sorted(rows)) + "\n"
+            TABLE.write_text(table, encoding="utf-8")
         print(f"{rows[module]} in {time.monotonic() - start:.0f} s", flush=True)
         alive = {(module, *key) for key, counts in found.items() if counts["survived"]}
         for _, line, becomes in sorted(alive - explained.keys()):
@@ -255,9 +265,6 @@ def main() -> None:
         for _, line, becomes in sorted(stale):
             print(f"  stands in {SURVIVORS.name} and does not survive: {line}\n    -> {becomes}")
         right &= share >= WANTED and alive <= explained.keys() and not stale
-    if not arguments.survivors:
-        table = HEAD.format(limit=LIMIT) + "\n".join(rows[key] for key in sorted(rows)) + "\n"
-        TABLE.write_text(table, encoding="utf-8")
     sys.exit(not right)
 
 
