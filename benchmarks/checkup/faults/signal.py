@@ -196,7 +196,7 @@ def biases_far_below_zero(broken):
 
 @fault(DEAD)
 def dead_after_a_step_too_large(broken):
-    """AutoTrainer's dying ReLU: three clipped steps at a rate of 100 before the checkup, and the optimiser as it was."""
+    """AutoTrainer's dying ReLU: three clipped steps at a rate of 100 before the checkup."""
     trial = Trial(mlp(20, 64, 64, 10), *blobs(), CROSS_ENTROPY)
     if not broken:
         return trained(trial, 20)
