@@ -76,7 +76,7 @@ class Comparison:
         ends = {0: "lowest", len(self.rates) - 1: "highest"}
         rows = zip(self.recipes, *self._chosen(steps), strict=True)
         return {
-            name: Best(self.rates[k], ends.get(k, ""), interval(loss), int(loss.isinf().sum()))
+            name: Best(self.rates[k], ends.get(k, ""), _interval(loss), int(loss.isinf().sum()))
             for name, k, loss in rows
         }
 
@@ -102,13 +102,13 @@ class Comparison:
         if m < len(reference):
             raise ValueError(f"comparisons: at least the {len(reference)} differences are counted, got {m}")
         loss = dict(zip(self.recipes, self._chosen(steps)[1], strict=True))
-        return {name: interval(loss[name] - loss[other], 1 - 0.05 / m) for name, other in reference.items()}
+        return {name: _interval(loss[name] - loss[other], 1 - 0.05 / m) for name, other in reference.items()}
 
     def curve(self, recipe: str, steps: int | None = None) -> Interval:
         """The loss of one recipe at every rate, over the judging seeds; infinite where one of them diverged."""
         if recipe not in self.recipes:
             raise ValueError(f"recipe: one of {', '.join(self.recipes)} is needed, got {recipe!r}")
-        return interval(self._at(steps)[1][self.recipes.index(recipe)].T)
+        return _interval(self._at(steps)[1][self.recipes.index(recipe)].T)
 
     def summary(self, reference: str | Mapping[str, str], steps: int | None = None) -> str:
         """A table: the best rate of each recipe, the loss there, and the difference to the reference."""
@@ -121,6 +121,14 @@ class Comparison:
                 notes.append(f"{name}: {best.diverged} of {len(self.judge)} runs diverged")
         columns = ("rate", "dev loss", "minus reference")
         return "\n".join([table(rows, columns, sign=(False, False, True)), *notes])
+
+
+def _interval(values: Tensor, confidence: float = 0.95) -> Interval:
+    """Student's interval over the seeds; where one of them diverged, an infinite mean, and ends that are nan."""
+    finite = values.isfinite()
+    mean, low, high = interval(values.where(finite, 0.0), confidence)
+    bad = ~finite.all(0)
+    return Interval(mean.masked_fill(bad, math.inf), low.masked_fill(bad, math.nan), high.masked_fill(bad, math.nan))
 
 
 def compare(

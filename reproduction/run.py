@@ -138,7 +138,7 @@ def all_trained(*groups: list[Start]) -> dict[Start, dict]:
     return dict(found)
 
 
-def reference_run() -> dict:
+def published_run() -> dict:
     """The figures of the published run, under the names that PUBLISHED gives them."""
     corpus = splits(reference_run.read_names())
     six = deep(corpus)
@@ -219,7 +219,7 @@ def told(others: dict) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    ours = reference_run()
+    ours = published_run()
     if not compared(ours):
         sys.exit(f"A published figure was missed. {FIGURES.name} is as it was.")
     others = other_runs()

@@ -114,4 +114,4 @@ def test_what_was_recorded_is_a_copy_and_stays():
 def test_a_block_has_1024_records_or_four_million_numbers(elements, rows):
     recorder = Recorder("x")
     recorder.add(0, torch.zeros(elements, dtype=torch.int8))
-    assert recorder._block.shape == (rows, elements) and recorder._block.dtype == torch.int8
+    assert recorder._values.shape == (rows, elements) and recorder._values.dtype == torch.int8
