@@ -110,8 +110,13 @@ def test_what_was_recorded_is_a_copy_and_stays():
     assert recorder.series().values.tolist() == [[0, 0], [1, 1]] == recorder.series().values.tolist()
 
 
-@pytest.mark.parametrize("elements, rows", [(1, 1024), (2**12, 1024), (2**13, 512), (3 * 2**20, 1), (2**22 + 1, 1)])
+@pytest.mark.parametrize(
+    "elements, rows", [(0, 1024), (1, 1024), (2**12, 1024), (2**13, 512), (3 * 2**20, 1), (2**22 + 1, 1)]
+)
 def test_a_block_has_1024_records_or_four_million_numbers(elements, rows):
     recorder = Recorder("x")
     recorder.add(0, torch.zeros(elements, dtype=torch.int8))
     assert recorder._values.shape == (rows, elements) and recorder._values.dtype == torch.int8
+    block = recorder._values
+    recorder.add(1, torch.zeros(elements, dtype=torch.int8))
+    assert (recorder._values is block) == (rows > 1)

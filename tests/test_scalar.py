@@ -1,3 +1,4 @@
+import copy
 import gc
 import math
 import operator
@@ -140,6 +141,14 @@ def test_a_long_chain_stays_clear_of_the_recursion_limit():
     assert x.grad == length + 1
     del y
     gc.collect()
+
+
+def test_a_deep_copy_is_a_graph_of_its_own_with_the_same_sharing():
+    x = Value(3)
+    both = copy.deepcopy([x, x * x + x.exp()])
+    both[1].backward()
+    assert both[1].data == 9 + math.exp(3) and both[0].grad == 6 + math.exp(3)
+    assert x.grad == 0
 
 
 def test_tanh_does_not_overflow():
