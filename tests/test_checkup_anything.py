@@ -174,6 +174,10 @@ def unable():
 
 
 def meta():
+    return nn.Sequential(nn.Linear(20, 24, device="meta"), nn.Linear(24, 10, device="meta"))
+
+
+def pieces():
     return nn.Sequential(nn.Linear(20, 24), nn.Linear(24, 10, device="meta"))
 
 
@@ -188,7 +192,8 @@ def in_a_list():
     [
         (lambda: jit(mlp(20, 10)), TypeError, "scripted or traced model cannot be looked into; pass the module it was"),
         (unable, ValueError, "0.weight was made under inference_mode"),
-        (meta, ValueError, "1.weight is on the meta device and holds no numbers"),
+        (meta, ValueError, "0.weight is on the meta device and holds no numbers"),
+        (pieces, ValueError, "in pieces on several devices, 0.weight on cpu, 1.weight on meta; move it to one"),
         (in_a_list, ValueError, r"no parameters; layers\[0\].weight is not registered: keep layers in nn.ModuleList"),
     ],
 )

@@ -79,6 +79,12 @@ def _check(model: nn.Module, lr: float | None) -> None:
         raise TypeError("model: a scripted or traced model cannot be looked into; pass the module it was made from")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: a torch.nn.Module is needed, got {type(model).__name__}")
+    places: dict[str, str] = {}
+    for name, p in model.named_parameters():
+        places.setdefault(str(p.device), name)
+    if len(places) > 1:
+        pieces = ", ".join(f"{name} on {device}" for device, name in places.items())
+        raise ValueError(f"model: it is in pieces on several devices, {pieces}; move it to one, as with model.cpu()")
     for name, p in model.named_parameters():
         if isinstance(p, UninitializedParameter):
             raise ValueError(f"model: {name} has no shape yet; run one batch through the lazy layer first")
