@@ -125,8 +125,8 @@ class Number:
     unit: str = ""
 
 
-def shown(value: float | str, digits: int = 3) -> str:
-    """A number in so many digits, as the page writes it; whole numbers and words as they are.
+def shown(value: float | str, digits: int = 3, decimals: int = 25) -> str:
+    """A number in so many digits and decimals, as the page writes it; whole numbers and words as they are.
 
     1.5925 is 1.59, 0.0001 is 1.00 × 10⁻⁴.
     """
@@ -136,8 +136,10 @@ def shown(value: float | str, digits: int = 3) -> str:
         return f"{value:g}"
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     power = int(exponent)
-    plain = f"{float(f'{mantissa}e{exponent}'):.{max(0, digits - 1 - power)}f}"
-    return (plain if -3 <= power < 4 else f"{mantissa} × {_power(power)}").replace("-", "−")
+    places = min(digits - 1 - power, decimals)
+    if -3 <= power < 4:
+        return f"{float(f'{mantissa}e{exponent}'):.{max(0, places)}f}".replace("-", "−")
+    return f"{float(mantissa):.{max(0, places + power)}f} × {_power(power)}".replace("-", "−")
 
 
 def _power(exponent: int) -> str:
@@ -259,13 +261,13 @@ class Moving:
         return grid.array[tuple(slice(None) if c == along else state[c] for c in grid.controls)]
 
     def said(self, state: Mapping[str, int]) -> list[str]:
-        """The numbers at a state, as the page writes them."""
-        return [f"{self._shown(n.array, state)} {n.unit}".strip() for n in self.numbers]
+        """The numbers at a state, as the page writes them, without their units."""
+        return [self._shown(number.array, state) for number in self.numbers]
 
     def _shown(self, key: str, state: Mapping[str, int]) -> str:
         grid, value = self._grid(key), self._at(key, state).item()
         stored = float(_stored(value, grid.digits, grid.decimals)) if isinstance(value, float) else value
-        return shown(stored, grid.digits)
+        return shown(stored, grid.digits, grid.decimals)
 
     def frames(self, state: Mapping[str, int]) -> list[Frame]:
         """What the panels show at a state."""
@@ -274,9 +276,10 @@ class Moving:
             for panel in self.panels
         ]
 
-    def _digits(self, key: str) -> int:
-        """Significant digits, 0 for whole numbers and words."""
-        return self._grid(key).digits if self._grid(key).array.dtype.kind == "f" else 0
+    def _precision(self, key: str) -> tuple[int, int]:
+        """Digits and decimals; 0 digits for whole numbers and words."""
+        grid = self._grid(key)
+        return (grid.digits if grid.array.dtype.kind == "f" else 0), grid.decimals
 
     def _curve(self, mark: Mark, state: Mapping[str, int]) -> Curve:
         x, y = (np.atleast_1d(self._at(key, state, mark.along)).tolist() for key in (mark.x, mark.y))
@@ -295,7 +298,7 @@ class Moving:
         arrays = ",".join(f"{json.dumps(key)}:{_json(*self._plain(key))}" for key in sorted(self.arrays))
         rest = {
             "controls": {key: list(control.values) for key, control in self.controls.items()},
-            "numbers": [[n.array, n.unit, self._digits(n.array)] for n in self.numbers],
+            "numbers": [[n.array, n.unit, *self._precision(n.array)] for n in self.numbers],
             "panels": [
                 {
                     "marks": [[m.kind, m.x, m.y, m.along] for m in panel.marks],
@@ -314,7 +317,7 @@ class Moving:
         key, control = next(iter(self.controls.items()))
         step = max(1, math.ceil((len(control.values) - 1) / (_ROWS - 1)))
         rows = sorted({*range(0, len(control.values), step), control.first, len(control.values) - 1})
-        head = [control.label, *(number.label for number in self.numbers)]
+        head = [control.label, *(f"{n.label} ({n.unit})" if n.unit else n.label for n in self.numbers)]
         return [head, *([control.names[k], *self.said({**self.start, key: k})] for k in rows)]
 
     def __str__(self) -> str:
@@ -479,11 +482,11 @@ def _page(figure: Moving) -> str:
         for panel, frame in zip(figure.panels, figure.frames(figure.start), strict=True)
     )
     said = "".join(
-        f"<span>{escape(number.label)} <b>{escape(value)}</b></span>"
+        f"<span>{escape(number.label)} <b>{escape(f'{value} {number.unit}'.strip())}</b></span>"
         for number, value in zip(figure.numbers, figure.said(figure.start), strict=True)
     )
     others = [f"{c.label} {c.names[c.first]}" for c in itertools.islice(figure.controls.values(), 1, None)]
-    caption = "The numbers" + (f" at {', '.join(others)}" if others else "")
+    caption = "The numbers" + (f" ({', '.join(others)})" if others else "")
     title = escape(figure.title)
     return (
         f'<figure class="moving" id="moving-{figure.name}" role="group" aria-label="{title}">'
@@ -574,7 +577,7 @@ class Game:
 
 def _select(label: str, names: Sequence[str]) -> str:
     options = "".join(f"<option>{escape(name)}</option>" for name in names)
-    return f'<label class="moving-control"><span>{label}</span> <select autocomplete="off">{options}</select></label>'
+    return f'<label class="moving-control"><span>{label}</span> <select>{options}</select></label>'
 
 
 def _board(game: Game) -> str:

@@ -27,13 +27,14 @@
   const superscript = (power) => "10" + String(power).replace(/[-0-9]/g, (c) => "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"["-0123456789".indexOf(c)]);
 
   // As mmlib.moving.shown writes them; 0 digits are for words and whole numbers, which JSON does not tell from others.
-  const shown = (value, digits) => {
+  const shown = (value, digits, decimals) => {
     if (!digits || value === 0) return String(value);
-    const power = Number(value.toExponential(digits - 1).split("e")[1]);
-    const mantissa = value.toExponential(digits - 1).split("e")[0];
-    const text = power < -3 || power > 3
-      ? `${mantissa} × ${superscript(power)}`
-      : Number(value.toPrecision(digits)).toFixed(Math.max(0, digits - 1 - power));
+    const [mantissa, exponent] = value.toExponential(digits - 1).split("e");
+    const power = Number(exponent);
+    const places = Math.min(digits - 1 - power, decimals);
+    const text = power >= -3 && power < 4
+      ? Number(`${mantissa}e${power}`).toFixed(Math.max(0, places))
+      : `${Number(mantissa).toFixed(Math.max(0, places + power))} × ${superscript(power)}`;
     return text.replace("-", "−");
   };
 
@@ -74,8 +75,8 @@
       });
     });
     figure.querySelectorAll(".moving-numbers b").forEach((said, k) => {
-      const [name, unit, digits] = data.numbers[k];
-      said.textContent = `${shown(look(data, name, state), digits)} ${unit}`.trim();
+      const [name, unit, digits, decimals] = data.numbers[k];
+      said.textContent = `${shown(look(data, name, state), digits, decimals)} ${unit}`.trim();
     });
   };
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from mmlib.activations import TANH
 from mmlib.checkup import checkup
 from mmlib.data import Examples, Vocabulary, corpus, counting_floor, examples, minibatches, read_names, split
-from mmlib.ensemble import repeated, stack, unstack
-from mmlib.history import Step
+from mmlib.ensemble import repeated, stack
 from mmlib.init import VarianceScaling, kaiming
 from mmlib.layers import cross_entropy
 from mmlib.models import MLP
@@ -36,25 +35,18 @@ SHOWN = ("linear1", "linear3", "linear5", "output")
 Look = tuple[Trace, dict[str, Tensor], Tensor, list[str]]
 
 
-def look(norm: Callable[[int], nn.Module] | None) -> Look:
+def look(norm: Callable[[int], nn.Module] | None, few: list[Examples]) -> Look:
     """All settings as one stack, float64: its first pass, update:data and loss by step, and the checkup's verdicts."""
     settings = list(product(GAINS, CONFIDENCES, RATES))
     recipe = MLP(depth=5, width=WIDTH, norm=norm)
     recipes = [replace(recipe, init=VarianceScaling(gain=g), confidence=c) for g, c, _ in settings]
-    models = stack([r.build(generator(0, "weights")) for r in recipes]).double()
-    data = corpus(block_size=3)
-    few = list(minibatches(data.train, 32, STEPS, generator=generator(0, "batches")))
-    verdicts = [
-        verdict(model, few[0], lr) for model, (_, _, lr) in zip(unstack(models), settings, strict=True)
-    ]
+    networks = [r.build(generator(0, "weights")).double() for r in recipes]
+    verdicts = [verdict(model, few[0], lr) for model, (_, _, lr) in zip(networks, settings, strict=True)]
+    models = stack(networks)
     start = trace(models, repeated(few[0], models))
     start = Trace(*(x.clone() if isinstance(x, Tensor) else {k: v.clone() for k, v in x.items()} for x in start))
     lr = torch.tensor([lr for _, _, lr in settings], dtype=torch.float64)
-
-    def probe(step: Step) -> dict[str, Tensor]:
-        return update_ratios(step)
-
-    history = train(models, (repeated(b, models) for b in few), lr=lr, probe=probe, every=EVERY)
+    history = train(models, (repeated(b, models) for b in few), lr=lr, probe=update_ratios, every=EVERY)
     updates = {name: series.values.T for name, series in history.probes.items()}
     return start, updates, history.loss.values.T, verdicts
 
@@ -72,7 +64,8 @@ def densities(h: Tensor) -> Tensor:
 
 def dashboard() -> Moving:
     """Gain, confidence, learning rate and norm: the four panels, a healthy network behind, the checkup's verdict."""
-    looks = [look(norm) for norm in NORMS.values()]
+    few = list(minibatches(corpus(block_size=3).train, 32, STEPS, generator=generator(0, "batches")))
+    looks = [look(norm, few) for norm in NORMS.values()]
 
     def over_all(take: Callable[[Look], Tensor]) -> Tensor:
         """(norm, gain, confidence, rate, ...)"""
@@ -115,9 +108,9 @@ def dashboard() -> Moving:
         "dashboard",
         "The dashboard",
         "Grey is a healthy network: Kaiming's gain, confidence 0.1, learning rate 0.1. Each setting leaves its mark on "
-        "its own panels: the gain on the activations, the confidence on the gradients of all layers but the last, the "
-        "learning rate on the last panel alone. With BatchNorm the gain moves only the gradients of the weights and "
-        "the size of the steps.",
+        "panels of its own: the gain on the activations, the confidence on the gradients of all layers but the last, the "
+        "learning rate on the last panel alone. With BatchNorm the gain no longer moves the activations, but still the "
+        "size of the steps: the same gradient turns larger weights less.",
         {
             "gain": Slider("gain", GAINS, TANH.gain),
             "confidence": Slider("confidence", CONFIDENCES, 0.1),
@@ -321,5 +314,5 @@ def answered(build: Callable, path: Callable, one: Examples, fresh: list[Example
         f"{first:.2f}; log 27 is {math.log(27):.2f}",
         verdict(build(0), given, 0.1),
         f"{heart:.1f} nats after 90 steps; the least possible on this batch is {floor:.1f}",
-        f"its inputs are worth {gain:+.2f} nats after 80 steps",
+        f"its inputs are worth {gain:+.2f} nats after 80 steps".replace("-0.00", "+0.00"),
     ]

@@ -76,7 +76,7 @@ def batch_feature() -> Moving:
         "standard deviation with it, and its mates crowd together at the other side. In evaluation mates do not count, "
         "and the running mean, a tenth nearer with every step, needs some twenty steps to be the batch's.",
         {
-            "value": Slider("value of one example", DRAGGED, 8.0),
+            "value": Slider("value of one example", DRAGGED, 24.0),
             "n": Slider("batch size n", SIZES, 8),
             "mode": Choice("mode", list(MODES)),
         },
@@ -185,8 +185,8 @@ def weight_row() -> Moving:
             Panel(
                 "Length",
                 "The length rises step by step and never falls.",
-                Axis("step", 0, STEPS),
-                Axis("length", 0, 8),
+                Axis("step", 0, STEPS + 1),
+                Axis("length", 0, 5),
                 [
                     Mark("line", "step", "long", "length of the row", 0, along="step"),
                     Mark("points", "step", "long", "now", 1),
@@ -195,7 +195,7 @@ def weight_row() -> Moving:
             Panel(
                 "Angle of a step",
                 "The angle that each step turns the row by, on a logarithmic axis.",
-                Axis("step", 0, STEPS),
+                Axis("step", 0, STEPS + 1),
                 Axis("degrees a step", 0.1, 100, log=True, ticks=(0.1, 1, 10, 100)),
                 [
                     Mark("line", "step", "angle", "angle of the step", 0, along="step"),

@@ -40,8 +40,8 @@ def saturated_unit() -> Moving:
     return Moving(
         "saturated-unit",
         "One tanh unit",
-        "At a spread of 1 hardly anything is saturated and 61 % of the gradient passes. At 5.48, the naive start's, two "
-        "thirds of all h lie beyond 0.99 and the mean slope is down to 14 %: what is left comes from the few between.",
+        "At a spread of 1 hardly anything is saturated and 61 % of the gradient passes. At 5.48, the naive start's, 63 % "
+        "of all h lie beyond 0.99 and the mean slope is down to 14 %: what is left comes from the few between.",
         {"spread": Slider("spread of the pre-activations", SPREADS, 5.48)},
         arrays,
         [
@@ -55,7 +55,7 @@ def saturated_unit() -> Moving:
             Panel(
                 "What is saturated, what passes",
                 "As the spread grows, the saturated share rises from 0 and the mean slope falls from 100 %.",
-                Axis("spread of the pre-activations", 0, 10),
+                Axis("spread of the pre-activations", 0, 10.5),
                 Axis("%", 0, 100),
                 [
                     Mark("line", "spread", "flat", "|h| > 0.99", 0, along="spread"),
@@ -123,7 +123,7 @@ def deep_signal() -> Moving:
         "flat": Grid(over, 100 * share, digits=2, decimals=1),
         "one": Grid((), _double(1.0)),
     }
-    depth, wide = Axis("layer l", 0, 50), {"log": True}
+    depth, wide = Axis("layer l", 0, 52), {"log": True}
     line = {"x": "depth", "label": "", "look": 0, "along": "depth"}
 
     def marks(array: str) -> list[Mark]:
@@ -148,14 +148,14 @@ def deep_signal() -> Moving:
                 "The rms of h by layer: level at the right gain or with a norm, a straight line down or up otherwise.",
                 depth,
                 Axis("rms of h", 1e-8, 1e8, **wide),
-                [Mark("across", "one", "one", "1", "theory"), *marks("rms")],
+                [Mark("across", "one", "one", "unchanged", "theory"), *marks("rms")],
             ),
             Panel(
                 "Gradient",
                 "The gradient at layer 1 in units of that at layer l: how a network of depth l shrinks or blows it up.",
                 depth,
                 Axis("gradient, layer 1 : layer l", 1e-8, 1e8, **wide),
-                [Mark("across", "one", "one", "1", "theory"), *marks("gradient")],
+                [Mark("across", "one", "one", "unchanged", "theory"), *marks("gradient")],
             ),
             Panel(
                 "Flat units",
@@ -226,7 +226,7 @@ def variance_staircase() -> Moving:
                 Axis("layer l", 0, 50),
                 Axis("gradient, layer 1 : layer l", 1e-6, 1e6, log=True),
                 [
-                    Mark("across", "one", "one", "1", "theory"),
+                    Mark("across", "one", "one", "unchanged", "theory"),
                     Mark("line", "layer", "growth", "", 1),
                 ],
             ),

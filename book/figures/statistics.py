@@ -42,7 +42,7 @@ def power() -> Moving:
         "found": Grid(("effect", "n"), 100 * found, decimals=2),
         "corrected": Grid(("effect", "n", "m"), 100 * torch.tensor(shared, dtype=torch.float64), decimals=2),
         "reported": Grid(("effect", "n"), reported),
-        "false": Grid(("m",), 0.05 * m),
+        "false": Grid(("m",), 0.05 * m, digits=2),
         "one": Grid(("m",), 100 * (1 - 0.95**m)),
         "eighty": Grid((), torch.tensor(80.0, dtype=torch.float64)),
     }
@@ -117,6 +117,7 @@ def twins() -> Moving:
         "down": Grid(("lr", "bend"), down, digits=2),
         "both": Grid(("lr", "bend"), both, digits=2),
         "after": Grid(("lr", "bend"), both[..., -1] / (math.sqrt(2) * NUDGE)),
+        "unchanged": Grid((), torch.tensor(1.0, dtype=torch.float64)),
         "by_up": Grid(("lr",), (1 - rate).abs(), decimals=4),
         "by_down": Grid(("lr", "bend"), 1 + rate[:, None] * bend, digits=4),
     }
@@ -134,14 +135,27 @@ def twins() -> Moving:
             Panel(
                 "Distance between the twins",
                 "Along the positive curvature the distance falls below a rate of 2 and rises above; along the other it rises.",
-                Axis("step", 0, 100),
+                Axis("step", 0, 104),
                 Axis("distance", 1e-12, 1e6, log=True),
                 [
                     Mark("line", "at", "both", "both together", "ghost"),
                     Mark("line", "at", "up", "along curvature 1", 0),
                     Mark("line", "at", "down", "along the negative one", 1),
                 ],
-            )
+            ),
+            Panel(
+                "Factor a step",
+                "Against the learning rate: 1 minus it for the positive curvature, beyond 1 from a rate of 2 on; a slow rise.",
+                Axis("learning rate", 0, 3.1),
+                Axis("factor on the distance", 0, 2.1),
+                [
+                    Mark("across", "unchanged", "unchanged", "unchanged", "theory"),
+                    Mark("line", "lr", "by_up", "along curvature 1", 0, along="lr"),
+                    Mark("line", "lr", "by_down", "along the negative one", 1, along="lr"),
+                    Mark("points", "lr", "by_up", "", 0),
+                    Mark("points", "lr", "by_down", "", 1),
+                ],
+            ),
         ],
         [
             Number("per step, along curvature 1: times", "by_up"),
