@@ -203,14 +203,16 @@ class Moving:
         for number in self.numbers:
             if np.ndim(self._at(number.array, self.start)):
                 self._refuse(number.array, "one number for each state is needed to be said in text")
-        if len(self.data.encode()) > BUDGET:
-            sizes = {key: len(_json(*self._plain(key)).encode()) for key in self.arrays}
-            largest = max(sizes, key=sizes.get)
-            kilobytes = f"{len(self.data.encode()) / 1000:.1f} KB of data, at most {BUDGET / 1000:.0f} are allowed"
-            self._refuse(largest, f"{kilobytes}; this array alone has {sizes[largest] / 1000:.1f}")
+        sizes = {key: len(_json(*self._plain(key)).encode()) for key in self.arrays}
+        self._check_budget(max(sizes, key=sizes.get, default="data"))
 
     def _refuse(self, what: str, reason: str) -> None:
         raise ValueError(f"moving figure {self.name!r}, {what}: {reason}")
+
+    def _check_budget(self, largest: str) -> None:
+        size = len(self.data.encode())
+        if size > BUDGET:
+            self._refuse(largest, f"{size / 1000:.1f} KB of data, of which most here; {BUDGET / 1000:.0f} are allowed")
 
     def _check_control(self, key: str, control: Control) -> None:
         if not control.label.strip():
@@ -346,8 +348,8 @@ def _json(value: Any, digits: int, decimals: int) -> str:
     return json.dumps(value, ensure_ascii=False).replace("</", "<\\/")
 
 
-# The picture. Coordinates are those of a panel, 340 wide; what is drawn on it stands in an inner svg, which cuts off what
-# lies beyond. The script of the book draws the same paths; a test in a browser compares them.
+# The picture. Coordinates are those of a panel, 340 wide; what is drawn on it stands in an inner svg, which cuts off
+# what lies beyond. The script of the book draws the same paths; a test in a browser compares them.
 
 WIDTH, HEIGHT = 340, 216
 LEFT, TOP, ACROSS, DOWN = 46, 24, 284, 146
@@ -383,9 +385,10 @@ def _path(curve: Curve, x_axis: Axis, y_axis: Axis) -> str:
         return " ".join(f"M {a:.1f} {b:.1f} h 0.01" for a, b in zip(across, down, strict=True))
     if kind == "bars":
         half = 0.45 * abs(across[1] - across[0])
+        sides = [(a - half, a + half) for a in across]
         return " ".join(
-            f"M {a - half:.1f} {DOWN:.1f} L {a - half:.1f} {b:.1f} L {a + half:.1f} {b:.1f} L {a + half:.1f} {DOWN:.1f} Z"
-            for a, b in zip(across, down, strict=True)
+            f"M {left:.1f} {DOWN:.1f} L {left:.1f} {b:.1f} L {right:.1f} {b:.1f} L {right:.1f} {DOWN:.1f} Z"
+            for (left, right), b in zip(sides, down, strict=True)
         )
     return "M " + " L ".join(f"{a:.1f} {b:.1f}" for a, b in zip(across, down, strict=True))
 
@@ -412,10 +415,8 @@ def _class(look: int | str) -> str:
 
 def _svg(panel: Panel, frame: Frame) -> str:
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(panel.alt)}">']
-    parts.append(f'<text class="moving-label" x="2" y="14">{escape(panel.y.label)}</text>')
-    parts.append(
-        f'<text class="moving-label" x="{LEFT + ACROSS}" y="{HEIGHT - 8}" text-anchor="end">{escape(panel.x.label)}</text>'
-    )
+    parts.append(f'<text x="2" y="14">{escape(panel.y.label)}</text>')
+    parts.append(f'<text x="{LEFT + ACROSS}" y="{HEIGHT - 8}" text-anchor="end">{escape(panel.x.label)}</text>')
     for value, name in _ticks(panel.x, 6):
         at = LEFT + _across(panel.x, value)
         parts.append(f'<path class="moving-grid" d="M {at:.1f} {TOP} v {DOWN}"/>')
@@ -447,30 +448,33 @@ def _legend(panel: Panel) -> str:
 
 
 def _control(key: str, control: Control) -> str:
-    label = f"<span>{escape(control.label)}</span>"
+    names = [escape(name) for name in control.names]
     if isinstance(control, Choice):
         options = "".join(
-            f"<option{' selected' * (k == control.first)}>{escape(name)}</option>" for k, name in enumerate(control.names)
+            f"<option{' selected' * (k == control.first)}>{name}</option>" for k, name in enumerate(names)
         )
-        return f'<label class="moving-control">{label} <select data-control="{key}">{options}</select></label>'
-    value = escape(control.names[control.first])
-    return (
-        f'<label class="moving-control">{label} <input type="range" data-control="{key}" min="0" '
-        f'max="{len(control.values) - 1}" step="1" value="{control.first}" aria-valuetext="{value}" '
-        f"data-names=\"{escape('|'.join(control.names))}\"><span class=\"moving-value\" aria-hidden=\"true\">{value}</span>"
-        "</label>"
-    )
+        field = f'<select data-control="{key}">{options}</select>'
+    else:
+        value = names[control.first]
+        field = (
+            f'<input type="range" data-control="{key}" min="0" max="{len(names) - 1}" step="1" '
+            f'value="{control.first}" aria-valuetext="{value}" data-names="{"|".join(names)}">'
+            f'<span class="moving-value" aria-hidden="true">{value}</span>'
+        )
+    return f'<label class="moving-control"><span>{escape(control.label)}</span> {field}</label>'
 
 
-def _table(caption: str, rows: Sequence[Sequence[str]]) -> str:
+def _table(title: str, caption: str, rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
     body = "".join(
         f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in rest)}</tr>'
         for first, *rest in rows[1:]
     )
+    # It scrolls sideways on a phone, so the keyboard has to reach it.
     return (
-        f'<details class="moving-table" open><summary>{escape(caption)}</summary><div tabindex="0" role="region" '
-        f'aria-label="{escape(caption)}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>'
+        f'<details class="moving-table" open><summary>{escape(caption)}</summary>'
+        f'<div tabindex="0" role="group" aria-label="{escape(title)}: {escape(caption)}">'
+        f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
     )
 
 
@@ -494,7 +498,7 @@ def _page(figure: Moving) -> str:
         f'<div class="moving-controls" hidden>{controls}</div>'
         f'<output class="moving-numbers" aria-live="polite">{said}</output>'
         f'<div class="moving-panels">{panels}</div>'
-        f"{_table(caption, figure.table)}"
+        f"{_table(figure.title, caption, figure.table)}"
         f"<figcaption>{escape(figure.summary)}</figcaption>"
         f'<script type="application/json">{figure.data}</script></figure>'
     )
@@ -544,10 +548,9 @@ class Game:
             self._refuse("hidden", f"places in {len(self.faults)} faults are needed, got {list(self.hidden)}")
         if not (self.title.strip() and self.summary.strip()):
             self._refuse("summary", "words are needed, got none")
-        if len(self.data.encode()) > BUDGET:
-            self._refuse("checks", f"{len(self.data.encode()) / 1000:.1f} KB of data, at most {BUDGET / 1000:.0f} are allowed")
+        self._check_budget("checks")
 
-    _refuse = Moving._refuse
+    _refuse, _check_budget = Moving._refuse, Moving._check_budget
 
     @cached_property
     def data(self) -> str:
@@ -559,12 +562,12 @@ class Game:
     @property
     def patients(self) -> list[str]:
         """What the patients are called."""
-        return [f"patient {k}" for k in range(1, len(self.hidden) + 1)]
+        return [str(k) for k in range(1, len(self.hidden) + 1)]
 
     @property
     def table(self) -> list[list[str]]:
         """All results, and the fault in the last column."""
-        head = ["", *(check.label for check in self.checks), "fault"]
+        head = ["patient", *(check.label for check in self.checks), "fault"]
         rows = zip(self.patients, self.hidden, strict=True)
         return [head, *([p, *(c.results[k] for c in self.checks), self.faults[k].name] for p, k in rows)]
 
@@ -593,9 +596,10 @@ def _board(game: Game) -> str:
         f'<p class="moving-name">{title}</p>'
         f'<div class="moving-controls" hidden>{_select("patient", game.patients)}</div>'
         f'<div class="moving-controls moving-checks" hidden><div>{checks}</div></div>'
-        f'<div class="moving-controls" hidden>{answer}<button type="button" class="moving-answer">Name it</button></div>'
+        f'<div class="moving-controls" hidden>{answer}'
+        '<button type="button" class="moving-answer">Name it</button></div>'
         '<output class="moving-numbers" aria-live="polite"></output>'
-        f'{_table("All results, and what the patients have", game.table)}'
+        f"{_table(game.title, 'All results, and what the patients have', game.table)}"
         f"<figcaption>{escape(game.summary)}</figcaption>"
         f'<script type="application/json">{game.data}</script></figure>'
     )

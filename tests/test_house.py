@@ -17,7 +17,7 @@ ROOT = Path(mmlib.__file__).parent
 ORDER = (
     *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward", "norm"),
     *("ensemble", "trace", "models", "history", "train", "stats", "meanfield", "record", "report", "checkup"),
-    *("lecture", "plots"),
+    *("lecture", "plots", "moving"),
 )
 CONTRACT = {
     "rng": "generator",
@@ -42,6 +42,7 @@ CONTRACT = {
     "checkup": "checkup Report",
     "lecture": "",
     "plots": "densities_by_layer over_time raster interval",
+    "moving": "Slider Choice Grid Mark Panel Number Moving Game Check Fault",
     "show": "show",
 }
 SOURCES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.glob("*.py"))}

@@ -1,7 +1,7 @@
 """Drop stored results when what they were computed with has changed: python tools/fingerprint.py _build
 
-jupyter-cache keys a result by the notebook's code cells. The library, the corpus, the plot style, stored figures and
-the installed versions are not in that key, so their contents are remembered here beside the results.
+jupyter-cache keys a result by the notebook's code cells. The library, the corpus, the moving figures, the plot style,
+stored figures and the installed versions are not in that key, so their contents are remembered here beside the results.
 """
 
 import hashlib
@@ -9,13 +9,14 @@ import shutil
 import sys
 from pathlib import Path
 
+FOLDERS = ["mmlib", "book/figures"]
 CONSTANT = ["book/book.mplstyle", "book/reference-run.json", "constraints.txt"]
 
 
 def fingerprint() -> str:
     digest = hashlib.sha256(sys.version.encode())
-    library = (path for path in Path("mmlib").rglob("*") if path.is_file() and path.suffix in {".py", ".txt"})
-    for path in sorted([*library, *map(Path, CONSTANT)]):
+    code = (path for folder in FOLDERS for path in Path(folder).rglob("*") if path.suffix in {".py", ".txt"})
+    for path in sorted([*filter(Path.is_file, code), *map(Path, CONSTANT)]):
         digest.update(f"{path}\0".encode())
         digest.update(path.read_bytes() if path.exists() else b"")
     return digest.hexdigest()

@@ -107,10 +107,10 @@ def dashboard() -> Moving:
     return Moving(
         "dashboard",
         "The dashboard",
-        "Grey is a healthy network: Kaiming's gain, confidence 0.1, learning rate 0.1. Each setting leaves its mark on "
-        "panels of its own: the gain on the activations, the confidence on the gradients of all layers but the last, the "
-        "learning rate on the last panel alone. With BatchNorm the gain no longer moves the activations, but still the "
-        "size of the steps: the same gradient turns larger weights less.",
+        "Grey is a healthy network: Kaiming's gain, confidence 0.1, learning rate 0.1. Each setting leaves its mark "
+        "on panels of its own: the gain on the activations, the confidence on the gradients of all layers but the "
+        "last, the learning rate on the last panel alone. With BatchNorm the gain no longer moves the activations, "
+        "but still the size of the steps: the same gradient turns larger weights less.",
         {
             "gain": Slider("gain", GAINS, TANH.gain),
             "confidence": Slider("confidence", CONFIDENCES, 0.1),
@@ -153,7 +153,8 @@ def dashboard() -> Moving:
             ),
             Panel(
                 "Update to data",
-                "log10 of update:data over twenty steps for four matrices, over the healthy network and the line at −3.",
+                "log10 of update:data over twenty steps for four matrices, over the healthy network and the line at "
+                "−3.",
                 Axis("step", 0, 20),
                 Axis("log10 update:data", -7, 2),
                 [
@@ -290,8 +291,8 @@ def blind_diagnosis() -> Game:
     return Game(
         "blind-diagnosis",
         "Six networks: what is wrong with each?",
-        "Every network predicts the next letter of a name from eight. At most one thing is wrong with each. The cost of a "
-        "check is the number of examples that go through the network; reading costs none, and a minute of yours.",
+        "Every network predicts the next letter of a name from eight. At most one thing is wrong with each. The cost "
+        "of a check is the number of examples that go through the network; reading costs none, and a minute of yours.",
         "examples",
         [Fault(name, why, hint) for name, (_, _, why, hint) in WARD.items()],
         checks,
@@ -299,7 +300,9 @@ def blind_diagnosis() -> Game:
     )
 
 
-def answered(build: Callable, path: Callable, one: Examples, fresh: list[Examples], vocabulary: Vocabulary) -> list[str]:
+def answered(
+    build: Callable, path: Callable, one: Examples, fresh: list[Examples], vocabulary: Vocabulary
+) -> list[str]:
     """What each check says of one patient."""
     given, decode = path(one), vocabulary.decode
     rows = "\n".join(f"{decode(given.contexts[k])} → {decode(given.targets[k : k + 1])}" for k in range(6))

@@ -55,6 +55,7 @@ def batch_feature() -> Moving:
     in_order = [1, *range(2, max(SIZES))]
     mean = torch.stack([moments(x, 0)[0][0] for x in batches])
     tracked = torch.stack([running(x) for x in batches])
+    used = torch.stack([tracked[..., SEEN.index(steps)] if steps else mean for steps in MODES.values()])
     cap = torch.tensor([math.sqrt(n - 1) for n in SIZES], dtype=torch.float64)
     over = ("mode", "n", "value")
     arrays = {
@@ -67,7 +68,7 @@ def batch_feature() -> Moving:
         "running": Grid(("n", "value"), tracked, decimals=3),
         "second": Grid(over, x_hat[..., 1], decimals=4),
         "step": Grid((), torch.tensor(SEEN)),
-        "used": Grid(over, torch.stack([tracked[..., SEEN.index(s)] if s else mean for s in MODES.values()]), decimals=4),
+        "used": Grid(over, used, decimals=4),
     }
     return Moving(
         "batch-feature",
@@ -166,7 +167,7 @@ def weight_row() -> Moving:
         "then is a long one.",
         {
             "step": Slider("step", range(STEPS + 1), 3),
-            "length": Slider("length at the start", LENGTHS, 1.0),
+            "length": Slider("length at the start", LENGTHS, 0.5),
             "rate": Slider("learning rate", RATES, 0.25),
         },
         arrays,

@@ -40,8 +40,8 @@ def saturated_unit() -> Moving:
     return Moving(
         "saturated-unit",
         "One tanh unit",
-        "At a spread of 1 hardly anything is saturated and 61 % of the gradient passes. At 5.48, the naive start's, 63 % "
-        "of all h lie beyond 0.99 and the mean slope is down to 14 %: what is left comes from the few between.",
+        "At a spread of 1 hardly anything is saturated and 61 % of the gradient passes. At 5.48, the naive start's, "
+        "63 % of all h lie beyond 0.99 and the mean slope is down to 14 %: what is left comes from the few between.",
         {"spread": Slider("spread of the pre-activations", SPREADS, 5.48)},
         arrays,
         [
@@ -132,9 +132,9 @@ def deep_signal() -> Moving:
     return Moving(
         "deep-signal",
         "Gain, depth, activation and norm",
-        "For tanh no gain keeps both directions: at 5/3 the signal stays and the gradient of a fifty-layer network grows "
-        "eightyfold going back; at 1 both fade. ReLU keeps both at the square root of 2 only. A norm makes the gain "
-        "irrelevant; BatchNorm still lets ReLU's gradient grow by the square root of π/(π − 1), 21 % a layer.",
+        "For tanh no gain keeps both directions: at 5/3 the signal stays and the gradient of a fifty-layer network "
+        "grows eightyfold going back; at 1 both fade. ReLU keeps both at the square root of 2 only. A norm makes the "
+        "gain irrelevant; BatchNorm still lets ReLU's gradient grow by the square root of π/(π − 1), 21 % a layer.",
         {
             "gain": Slider("gain", GAINS, 5 / 3),
             "depth": Slider("depth", DEPTHS, 50),

@@ -49,10 +49,10 @@ def power() -> Moving:
     return Moving(
         "power",
         "What an experiment of n seeds finds",
-        "Eight seeds find a true difference of 0.9 standard deviations in little more than half of all experiments, one "
-        "of 0.3 in one of nine. What they find then is reported almost three times too large, since only luck gets it past "
-        "the limit. Sixteen comparisons of nothing have a false finding in more than half of all cases; dividing the level by "
-        "their number prevents that, at a price in power.",
+        "Eight seeds find a true difference of 0.9 standard deviations in little more than half of all experiments, "
+        "one of 0.3 in one of nine. What they find then is reported almost three times too large, since only luck "
+        "gets it past the limit. Sixteen comparisons of nothing have a false finding in more than half of all cases; "
+        "dividing the level by their number prevents that, at a price in power.",
         {
             "n": Slider("seeds n", SEEDS, 8),
             "effect": Slider("true difference d/s", EFFECTS, 0.3),
@@ -62,7 +62,8 @@ def power() -> Moving:
         [
             Panel(
                 "Found",
-                "Power against the number of seeds: it rises, and is lower when the level is shared by many comparisons.",
+                "Power against the number of seeds: it rises, and is lower when the level is shared by many "
+                "comparisons.",
                 Axis("seeds n", 2.5, 70, log=True, ticks=(3, 8, 16, 32, 64)),
                 Axis("experiments that find it (%)", 0, 100),
                 [
@@ -134,7 +135,8 @@ def twins() -> Moving:
         [
             Panel(
                 "Distance between the twins",
-                "Along the positive curvature the distance falls below a rate of 2 and rises above; along the other it rises.",
+                "Along the positive curvature the distance falls below a rate of 2 and rises above; along the other "
+                "it rises.",
                 Axis("step", 0, 104),
                 Axis("distance", 1e-12, 1e6, log=True),
                 [
@@ -145,7 +147,8 @@ def twins() -> Moving:
             ),
             Panel(
                 "Factor a step",
-                "Against the learning rate: 1 minus it for the positive curvature, beyond 1 from a rate of 2 on; a slow rise.",
+                "Against the learning rate: 1 minus it for the positive curvature, beyond 1 from a rate of 2 on; a "
+                "slow rise.",
                 Axis("learning rate", 0, 3.1),
                 Axis("factor on the distance", 0, 2.1),
                 [

@@ -1,4 +1,4 @@
-"""A plain page with every moving figure of the book, for the tests in a browser: python tests/site/moving_page.py FILE"""
+"""A plain page with every moving figure, for tests in a browser: python tests/site/moving_page.py FOLDER"""
 
 import sys
 from pathlib import Path
@@ -35,7 +35,7 @@ def written(folder: Path, figures: dict) -> Path:
     page = (
         '<!doctype html><html lang="en" data-theme="light"><head><meta charset="utf-8"><title>Moving figures</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="moving.css">'
-        f"<style>{STYLE}</style><script defer src=\"moving.js\"></script></head>"
+        f'<style>{STYLE}</style><script defer src="moving.js"></script></head>'
         f"<body><main><h1>Moving figures</h1>{body}</main></body></html>"
     )
     path = folder / "index.html"
