@@ -577,6 +577,9 @@ class Game:
     def _repr_html_(self) -> str:
         return _board(self)
 
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/html": _board(self), "text/plain": str(self)}
+
 
 def _select(label: str, names: Sequence[str]) -> str:
     options = "".join(f"<option>{escape(name)}</option>" for name in names)

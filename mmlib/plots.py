@@ -204,11 +204,11 @@ def _draw(ax: Axes, curve: Curve) -> None:
 def png(drawn: Sequence[Frame]) -> bytes:
     """The frames as a picture, at most two beside each other."""
     rows, columns = -(-len(drawn) // 2), min(2, len(drawn))
-    figure = Figure(figsize=(4.4 * columns, 3.8 * rows), dpi=96, layout="constrained")
+    figure = Figure(figsize=(4.4 * columns, 3.8 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for ax in axes[len(drawn) :]:
         ax.remove()
     frames(axes[: len(drawn)], drawn)
     file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})
+    figure.savefig(file, format="png", dpi=80, metadata={"Software": None}, pil_kwargs={"optimize": True})
     return file.getvalue()

@@ -293,6 +293,7 @@ def test_a_game_is_a_page_and_a_text():
     page = html(game())
     assert len(page.select("select")) == 2 and len(page.select(".moving-check button")) == 2
     assert page.select_one("output")["aria-live"] == "polite"
+    assert game()._repr_mimebundle_() == {"text/html": game()._repr_html_(), "text/plain": str(game())}
     assert "loud" in str(game()) and not page.select("[onclick]")
 
 

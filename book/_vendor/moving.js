@@ -112,7 +112,7 @@
 
     const tell = (verdict = "") => {
       const cost = bought.reduce((sum, k) => sum + data.checks[k].cost, 0);
-      said.textContent = `${bought.length} of ${checks.length} checks bought, ${cost} ${data.unit}. ${verdict}`.trim();
+      said.textContent = `${bought.length} of ${checks.length} checks bought, ${cost.toLocaleString("en")} ${data.unit}. ${verdict}`.trim();
     };
     const fresh = () => {
       bought = [];

@@ -125,7 +125,7 @@ def dashboard() -> Moving:
                 Axis("h", -1, 1, ticks=(-1, -0.5, 0, 0.5, 1)),
                 Axis("density", 0, 3),
                 [
-                    *(Mark("line", "h", f"h{k} healthy", "", "ghost") for k in h),
+                    *(Mark("line", "h", f"h{k} healthy", "healthy" * (k == 1), "ghost") for k in h),
                     *(Mark("line", "h", f"h{k}", f"layer {k}", i) for i, k in enumerate(h)),
                 ],
             ),
@@ -157,7 +157,7 @@ def dashboard() -> Moving:
                 Axis("step", 0, 10),
                 Axis("log10 update:data", -7, 2),
                 [
-                    *(Mark("line", "step", f"{n} healthy", "", "ghost") for n in SHOWN),
+                    *(Mark("line", "step", f"{n} healthy", "healthy" * (n == "output"), "ghost") for n in SHOWN),
                     Mark("across", "thousandth", "thousandth", "−3", "theory"),
                     *(Mark("line", "step", n, names[n], i) for i, n in enumerate(SHOWN)),
                 ],

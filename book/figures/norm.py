@@ -87,7 +87,7 @@ def batch_feature() -> Moving:
                 "Before and after",
                 "The dragged example and its mates: value across, normalised value up, all on one straight line.",
                 Axis("x", -18, 34),
-                Axis("normalised x", -6.5, 6.5),
+                Axis("normalised x", -11, 13),
                 [
                     Mark("across", "cap", "cap", "±√(n − 1)", "theory"),
                     Mark("across", "below", "below", "", "theory"),

@@ -17,7 +17,7 @@ def _double(values: object) -> Tensor:
 
 
 SPREADS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 5.48, 6.0, 8.0, 10.0)
-BINS = 40
+BINS = 20
 
 
 def shares(spread: float) -> Tensor:
@@ -49,14 +49,14 @@ def saturated_unit() -> Moving:
                 "The activation h",
                 "A bell for small spread; two towers at −1 and 1 with next to nothing between them for a large one.",
                 Axis("h = tanh(spread × Z)", -1, 1, ticks=(-1, -0.5, 0, 0.5, 1)),
-                Axis("share of examples (%)", 0, 40),
+                Axis("share of examples (%)", 0, 50),
                 [Mark("bars", "h", "share", "", 0)],
             ),
             Panel(
                 "What is saturated, what passes",
                 "As the spread grows, the saturated share rises from 0 and the mean slope falls from 100 %.",
                 Axis("spread of the pre-activations", 0, 10.5),
-                Axis("%", 0, 100),
+                Axis("%", 0, 105),
                 [
                     Mark("line", "spread", "flat", "|h| > 0.99", 0, along="spread"),
                     Mark("line", "spread", "left", "mean slope 1 − h²", 1, along="spread"),

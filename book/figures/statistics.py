@@ -65,7 +65,7 @@ def power() -> Moving:
                 "Power against the number of seeds: it rises, and is lower when the level is shared by many "
                 "comparisons.",
                 Axis("seeds n", 2.5, 70, log=True, ticks=(3, 8, 16, 32, 64)),
-                Axis("experiments that find it (%)", 0, 100),
+                Axis("experiments that find it (%)", 0, 105),
                 [
                     Mark("across", "eighty", "eighty", "80 %", "theory"),
                     Mark("line", "n", "found", "at 5 %", 0, along="n"),

@@ -209,7 +209,7 @@ def test_the_game_is_played_by_keyboard(opened, figures):
             press(button, "Enter")  # bought already: nothing is paid twice
             cost += check["cost"]
             assert place.locator(f"[data-check='{bought}'] .moving-result").text_content() == check["results"][k]
-            assert f" {cost} examples" in said.text_content()
+            assert f" {cost:,} examples" in said.text_content()
         for named, one in enumerate(game.faults):
             press(fault, "Home" if named == 0 else "ArrowDown")
             press(place.locator(".moving-answer"), "Enter")
