@@ -179,11 +179,7 @@ class Moving:
     numbers: Sequence[Number]
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
-            self._refuse("name", f"lower-case letters, digits and hyphens are needed, got {self.name!r}")
-        for what in ("title", "summary"):
-            if not getattr(self, what).strip():
-                self._refuse(what, "words are needed, got none")
+        self._check_words()
         if not self.controls:
             self._refuse("controls", "at least one is needed")
         for key, control in self.controls.items():
@@ -209,6 +205,13 @@ class Moving:
     def _refuse(self, what: str, reason: str) -> None:
         raise ValueError(f"moving figure {self.name!r}, {what}: {reason}")
 
+    def _check_words(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", self.name):
+            self._refuse("name", f"lower-case letters, digits and hyphens are needed, got {self.name!r}")
+        for what in ("title", "summary"):
+            if not getattr(self, what).strip():
+                self._refuse(what, "words are needed, got none")
+
     def _check_budget(self, largest: str) -> None:
         size = len(self.data.encode())
         if size > BUDGET:
@@ -219,7 +222,7 @@ class Moving:
             self._refuse(key, "a control needs a label")
         if len(control.values) < 2 or len(set(control.names)) < len(control.names):
             self._refuse(key, f"at least two values that are shown differently are needed, got {control.names}")
-        if control.start and control.start not in list(control.values):
+        if control.start != "" and control.start not in list(control.values):
             self._refuse(key, f"the start is one of {control.names}, got {control.start}")
 
     def _check_grid(self, key: str, grid: Grid) -> None:
@@ -409,10 +412,6 @@ def _ticks(axis: Axis, most: int) -> Iterator[tuple[float, str]]:
         yield from ((k * step, f"{round(k * step, 12):g}".replace("-", "−")) for k in range(first, last + 1))
 
 
-def _class(look: int | str) -> str:
-    return f"moving-{look}"
-
-
 def _svg(panel: Panel, frame: Frame) -> str:
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(panel.alt)}">']
     parts.append(f'<text x="2" y="14">{escape(panel.y.label)}</text>')
@@ -429,7 +428,7 @@ def _svg(panel: Panel, frame: Frame) -> str:
     parts.append(f'<svg class="moving-drawn" x="{LEFT}" y="{TOP}" width="{ACROSS}" height="{DOWN}">')
     for curve in frame.curves:
         d = _path(curve, panel.x, panel.y)
-        parts.append(f'<path class="moving-{curve.kind} {_class(curve.look)}" d="{d}"/>')
+        parts.append(f'<path class="moving-{curve.kind} moving-{curve.look}" d="{d}"/>')
     return "".join([*parts, "</svg></svg>"])
 
 
@@ -439,7 +438,7 @@ _SAMPLE = {"points": "M 13 5 h 0.01", "bars": "M 4 1 h 18 v 8 h -18 Z", "up": "M
 def _legend(panel: Panel) -> str:
     items = (
         f'<li><svg viewBox="0 0 26 10" width="26" height="10" aria-hidden="true"><path class="moving-{m.kind} '
-        f'{_class(m.look)}" d="{_SAMPLE.get(m.kind, "M 0 5 h 26")}"/></svg> {escape(m.label)}</li>'
+        f'moving-{m.look}" d="{_SAMPLE.get(m.kind, "M 0 5 h 26")}"/></svg> {escape(m.label)}</li>'
         for m in panel.marks
         if m.label
     )
@@ -539,6 +538,7 @@ class Game:
     hidden: Sequence[int]
 
     def __post_init__(self) -> None:
+        self._check_words()
         for check in self.checks:
             if len(check.results) != len(self.faults) or not all(map(str.strip, check.results)):
                 self._refuse(check.label, f"a result for each of {len(self.faults)} faults is needed")
@@ -546,11 +546,9 @@ class Game:
                 self._refuse(check.label, f"a cost of 0 or more is needed, got {check.cost}")
         if not self.hidden or not set(self.hidden) <= set(range(len(self.faults))):
             self._refuse("hidden", f"places in {len(self.faults)} faults are needed, got {list(self.hidden)}")
-        if not (self.title.strip() and self.summary.strip()):
-            self._refuse("summary", "words are needed, got none")
         self._check_budget("checks")
 
-    _refuse, _check_budget = Moving._refuse, Moving._check_budget
+    _refuse, _check_words, _check_budget = Moving._refuse, Moving._check_words, Moving._check_budget
 
     @cached_property
     def data(self) -> str:

@@ -234,6 +234,8 @@ def test_what_does_not_fit_is_refused_with_name_array_and_reason():
         "one-value": ({"controls": {"gain": Slider("g", (1.0,), 1.0)}}, "gain"),
         "alike": ({"controls": {"gain": Slider("g", (1.0, 1.00001, 2.0), 1.0)}}, "gain"),
         "start": ({"controls": {"gain": Slider("g", GAINS, 2.0), "norm": Choice("n", NORMS)}}, "gain.*2.0"),
+        "start-0": ({"controls": {"gain": Slider("g", GAINS, 0.0), "norm": Choice("n", NORMS)}}, "gain.*0.0"),
+        "option": ({"controls": {"gain": Slider("g", GAINS, 1.0), "norm": Choice("n", NORMS, "layer")}}, "norm.*layer"),
         "label": ({"controls": {"gain": Slider("", GAINS, 1.0), "norm": Choice("n", NORMS)}}, "gain"),
         "absent": ({"numbers": [Number("x", "first")]}, "first: no such array"),
         "number": ({"numbers": [Number("x", "rms")]}, "rms: one number"),
@@ -306,9 +308,10 @@ def test_a_game_is_a_page_and_a_text():
         ({"checks": [Check("listen", 1, ["quiet", " "])]}, "listen: a result"),
         ({"checks": [Check("listen", -1, ["quiet", "loud"])]}, "listen: a cost"),
         ({"summary": ""}, "summary"),
+        ({"name": "a game"}, "name"),
         ({"checks": [Check("listen", 1, ["x" * 40_000] * 2)]}, "KB of data"),
     ],
 )
 def test_games_that_cannot_be_played(change, message):
-    with pytest.raises(ValueError, match=f"moving figure 'a-game', .*{message}"):
+    with pytest.raises(ValueError, match=f"moving figure 'a.game', .*{message}"):
         game(**change)
