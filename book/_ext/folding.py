@@ -31,8 +31,7 @@ class Folded(SphinxPostTransform):
 
 
 class Exercises(SphinxPostTransform):
-    """Titles "Exercise 9.1. Four numbers" instead of "Exercise 9.1 (Four numbers)"; no inner sections without a title,
-    whose names are the same in all of them."""
+    """Titles "Exercise 9.1 Four numbers (warm-up)" instead of "Exercise 9.1 (Four numbers (warm-up))"."""
 
     formats = ("html",)
     default_priority = 25  # after sphinx-exercise has put the titles together
@@ -43,10 +42,14 @@ class Exercises(SphinxPostTransform):
             first, last = title.children[0], title.children[-1]
             if first.astext() == " (" and last.astext() == ")":
                 title.children = title.children[1:-1]
-        boxes = (exercise_node, exercise_enumerable_node, solution_node)
-        for section in list(self.document.findall(nodes.section)):
-            if isinstance(section.parent, boxes):
-                section.replace_self(section.children)
+
+
+def unwrap(app, doctree):
+    """Takes out the sections without a title inside of exercises and solutions, whose names are the same in all."""
+    boxes = (exercise_node, exercise_enumerable_node, solution_node)
+    for section in list(doctree.findall(nodes.section)):
+        if isinstance(section.parent, boxes):
+            section.replace_self(section.children)
 
 
 def open_code(translator, node):
@@ -69,6 +72,7 @@ def setup(app):
     app.setup_extension("sphinx_exercise")
     app.add_node(HideCodeCellNode, override=True, html=(open_code, close))
     app.add_node(solution_node, override=True, html=(open_solution, close))
+    app.connect("doctree-read", unwrap, priority=100)
     app.add_post_transform(Folded)
     app.add_post_transform(Exercises)
     return {"parallel_read_safe": True, "parallel_write_safe": True, "env_version": 1}

@@ -16,6 +16,8 @@ from contextlib import suppress
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
 import sphinxcontrib
 from docutils import nodes
@@ -38,10 +40,9 @@ FORMULA = re.compile(r"<semantics>(.*?)<annotation", re.DOTALL)
 TAG = re.compile(r"<[^>]*>")
 # What surrounds the formula itself is not needed: HTML knows the namespace.
 WRAPPER = re.compile(r'<span class="katex">(.*)</span>', re.DOTALL)
-# What browsers leave out of MathML, said in a way that they know.
-STYLED = re.compile(r'<m([ion]) mathvariant="(double-struck|bold|script|fraktur)">(\w)<')
-COLUMNS = re.compile(r'<mtable rowspacing="[^"]*" columnalign="([^"]*)" columnspacing="[^"]*">')
-BOX = re.compile(r'<menclose notation="box">(.*?)</menclose>', re.DOTALL)
+APPLIED = "\u2061"
+NAMESPACE = ' xmlns="http://www.w3.org/1998/Math/MathML"'
+THIN = {"width": "0.1667em"}
 
 
 class Katex:
@@ -91,24 +92,49 @@ class Katex:
 katex = Katex()
 
 
-def letter(match):
+def letter(character, variant):
     """A letter of a style of its own is a character of its own."""
-    element, variant, character = match.groups()
     kind = "DIGIT" if character.isdigit() else "CAPITAL" if character.isupper() else "SMALL"
     name = f"{variant.upper()} {kind} {unicodedata.name(character).split()[-1]}"
     for full in (f"MATHEMATICAL {name}", name):  # a few were there before the others
         with suppress(KeyError):
-            return f"<m{element}>{unicodedata.lookup(full)}<"
+            return unicodedata.lookup(full)
     raise ValueError(f"there is no character for {character} in {variant}")
 
 
-def columns(match):
-    return f'<mtable class="{"aligned" if match.group(1).startswith("right left") else "left"}">'
+def named(element):
+    """Whether this ends the name of a function, such as log, with its limits and powers."""
+    return element.text == APPLIED or (len(element) and any(e.text == APPLIED for e in element[0].iter()))
+
+
+def spaced(children):
+    """The thin spaces that TeX puts around the name of a function."""
+    for k, child in enumerate(children):
+        before = children[k - 1] if k else None
+        after = children[k + 1] if k + 1 < len(children) else None
+        begins = (after is not None and after.text == APPLIED) or (named(child) and child.text != APPLIED)
+        if begins and before is not None and before.tag not in ("mo", "mspace"):
+            yield Element("mspace", THIN)
+        yield child
+        if named(child) and after is not None and after.tag not in ("mo", "mspace"):
+            yield Element("mspace", THIN)
 
 
 def native(formula):
-    formula = WRAPPER.fullmatch(formula).group(1).replace(' xmlns="http://www.w3.org/1998/Math/MathML"', "", 1)
-    return BOX.sub(r'<mrow class="box">\1</mrow>', COLUMNS.sub(columns, STYLED.sub(letter, formula)))
+    """What browsers leave out of MathML, said in a way that they know."""
+    root = ElementTree.fromstring(WRAPPER.fullmatch(formula).group(1).replace(NAMESPACE, "", 1))
+    for element in list(root.iter()):
+        if element.get("mathvariant", "normal") != "normal":
+            element.text = "".join(letter(character, element.get("mathvariant")) for character in element.text)
+            del element.attrib["mathvariant"]
+        if element.tag == "mtable":
+            kind = "aligned" if element.get("columnalign").startswith("right left") else "left"
+            element.attrib = {"class": kind}
+        if element.tag == "menclose":
+            element.tag, element.attrib = "mrow", {"class": "box"}
+        if element.tag in ("mrow", "mstyle", "mtd", "semantics"):
+            element[:] = list(spaced(list(element)))
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def mathml(translator, node, tex, display):

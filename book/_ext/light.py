@@ -40,6 +40,8 @@ def opening(doctree):
 
 
 def described(app, pagename, templatename, context, doctree):
+    # The whole title is long above a list of chapters and in a tab.
+    context["docstitle"] = app.config.project
     # Sphinx and the theme both write this one.
     tags = context.get("metatags", "").replace(
         '<meta name="viewport" content="width=device-width, initial-scale=1" />', ""
