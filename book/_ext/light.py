@@ -16,12 +16,19 @@ import tinycss2
 from docutils import nodes
 
 # What Sphinx writes into a page for a file in _static, with what stands before _static in its address.
-STYLE = re.compile(r'\s*<link rel="stylesheet"[^>]* href="([^"]*?)_static/([^"?]+)[^"]*"[^>]*>')
+STYLE = re.compile(r'\s*<link\b(?=[^>]* rel="stylesheet")[^>]* href="([^"]*?)_static/([^"?]+)[^"]*"[^>]*>')
 SCRIPT = re.compile(r'\s*<script src="([^"]*?)_static/([^"?]+)[^"]*"></script>')
 ELEMENT = re.compile(r'<([a-z][\w-]*)|\b(?:class|id)="([^"]*)"')
 WORD = re.compile(r"[\w-]+")
 ADDRESS = re.compile(r"""url\((['"]?)(?!data:|#)([^)'"]+)\1\)""")
 DESCRIPTION = 155
+# What the theme leaves unsaid to a screen reader.
+SAID = {
+    '<p class="caption" role="heading">': '<p class="caption">',
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Contents of the book">',
+    '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
+    '<div class="content-icon-container">': '<div class="content-icon-container" role="region" aria-label="Colours and tools">',
+}
 
 
 def settings(app):
@@ -134,6 +141,8 @@ def finish(app, exception):
         present = present.union(*(words(static / name) for _, name in scripts))
         styles = "\n".join(style(static, name, present, prefix) for prefix, name in sheets)
         page = STYLE.sub("", page).replace("</head>", f"<style>{styles}</style></head>", 1)
+        for unsaid, said in SAID.items():
+            page = page.replace(unsaid, said)
         if scripts:
             one = f'<script src="{scripts[0][0]}_static/{bundle(static, tuple(name for _, name in scripts))}" defer>'
             first = SCRIPT.search(page)

@@ -45,6 +45,7 @@ def settings(app, config):
         "source_repository": f"https://github.com/{owner}/{name}/",
         "source_branch": "main",
         "source_directory": "",
+        "top_of_page_buttons": ["view", "edit"],
     }
     config.html_context |= {"binder_url": f"https://mybinder.org/v2/gh/{owner}/{name}/main"}
 
