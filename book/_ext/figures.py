@@ -1,6 +1,7 @@
 """The index of figures: {figure-index} lists each captioned figure of the book, by chapter, with its number."""
 
 from docutils import nodes
+from sphinx import addnodes
 from sphinx.util.docutils import SphinxDirective
 
 
@@ -17,11 +18,14 @@ class FigureIndex(SphinxDirective):
 def remember(app, doctree):
     """The captions of a page, as nodes: they hold formulas."""
     captions = app.env.__dict__.setdefault("figure_captions", {})
-    captions[app.env.docname] = [
-        (figure["ids"][0], [child.deepcopy() for child in caption.children])
-        for figure in doctree.findall(nodes.figure)
-        if figure["ids"] and (caption := next(iter(figure.findall(nodes.caption)), None))
-    ]
+    captions[app.env.docname] = found = []
+    for figure in doctree.findall(nodes.figure):
+        caption = next(iter(figure.findall(nodes.caption)), None)
+        if figure["ids"] and caption is not None:
+            text = caption.deepcopy()
+            for link in list(text.findall(addnodes.pending_xref)):
+                link.replace_self(link.children)
+            found.append((figure["ids"][0], text.children))
 
 
 def forget(app, env, docname):
@@ -50,8 +54,7 @@ def fill(app, doctree, docname):
             if items.children:
                 title = app.env.titles[page].deepcopy()
                 lists += [nodes.rubric("", "", *title.children), items]
-        app.env.resolve_references(holder := nodes.container("", *lists), docname, app.builder)
-        place.replace_self(holder.children)
+        place.replace_self(lists)
 
 
 def setup(app):

@@ -15,6 +15,7 @@ import unicodedata
 from contextlib import suppress
 from importlib.resources import files
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -43,6 +44,12 @@ WRAPPER = re.compile(r'<span class="katex">(.*)</span>', re.DOTALL)
 APPLIED = "\u2061"
 NAMESPACE = ' xmlns="http://www.w3.org/1998/Math/MathML"'
 THIN = {"width": "0.1667em"}
+TIGHT = {"lspace": "0em", "rspace": "0em"}
+# Elements whose children are places, the last of them scripts or, of a fraction, its parts.
+PLACES = {"mfrac", "msub", "msup", "msubsup", "munder", "mover", "munderover"}
+SIGNS, CLOSING, PRIMES = "−+±-", ")]}|∣∥⟩!", "′″‴"
+# What a browser draws where no character stands.
+DRAWN = "√"
 
 
 class Katex:
@@ -120,8 +127,21 @@ def spaced(children):
             yield Element("mspace", THIN)
 
 
+def whole(children):
+    """KaTeX writes the name of a function as two elements, also where one has to be."""
+    joined = []
+    for child in children:
+        if child.text == APPLIED and joined:
+            row = Element("mrow")
+            row.extend([joined.pop(), child])
+            joined.append(row)
+        else:
+            joined.append(child)
+    return joined
+
+
 def native(formula):
-    """What browsers leave out of MathML, said in a way that they know."""
+    """What browsers leave out of MathML, or set otherwise than TeX, said in a way that they know."""
     root = ElementTree.fromstring(WRAPPER.fullmatch(formula).group(1).replace(NAMESPACE, "", 1))
     for element in list(root.iter()):
         if element.get("mathvariant", "normal") != "normal":
@@ -134,6 +154,18 @@ def native(formula):
             element.tag, element.attrib = "mrow", {"class": "box"}
         if element.tag in ("mrow", "mstyle", "mtd", "semantics"):
             element[:] = list(spaced(list(element)))
+            for before, sign in pairwise(element):
+                if sign.tag == before.tag == "mo" and sign.text in SIGNS and before.text not in CLOSING:
+                    sign.set("form", "prefix")
+        elif element.tag in PLACES:
+            element[:] = whole(list(element))
+            for script in element[1:] if element.tag != "mfrac" else []:
+                for operator in script.iter("mo"):
+                    operator.attrib |= TIGHT
+                    if operator.text in PRIMES:
+                        operator.set("class", "prime")
+        if element.tag == "mo" and element.text == "∥":
+            element.attrib |= TIGHT
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -191,7 +223,7 @@ def cut(app, exception):
     for page in Path(app.outdir).rglob("*.html"):
         for formula in FORMULA.findall(page.read_text(encoding="utf-8")):
             used.update(html.unescape(TAG.sub("", formula)))
-    used = {c for c in used | variants(used) if not c.isspace()}
+    used = {c for c in used | variants(used) | set(DRAWN) if not c.isspace()}
     path = Path(app.outdir) / "_static" / FONT
     data = (files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf").read_bytes()
     font = TTFont(BytesIO(data), recalcTimestamp=False)
