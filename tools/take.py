@@ -4,9 +4,9 @@ pdf prints each chapter, and the whole book as one file, by a headless Chromium;
 server. Both are put into the folder files/ of the site, and each page then links to what is there.
 """
 
+import re
 import sys
 import zipfile
-from copy import copy
 from pathlib import Path
 from urllib.parse import urldefrag, urlsplit
 
@@ -21,7 +21,7 @@ from built import ROOT, SITE, chromium, served
 FILES = SITE / "files"
 BOOK = "before-the-first-step"
 SHEET = "print-sheet.html"
-SLOT = '<li hidden data-files="'
+SLOT = re.compile(r'<li\b[^>]*\bdata-files="([^"]*)"[^>]*>.*?</li>', re.DOTALL)
 
 
 def parse(path: Path) -> BeautifulSoup:
@@ -158,17 +158,18 @@ def pack() -> None:
 def link() -> None:
     """Each page names what was made: its own PDF, that of the book, the site."""
     for path in sorted(SITE.rglob("*.html")):
+        offered = {f"{path.stem}.pdf": "This chapter as PDF", f"{BOOK}.pdf": "The book as PDF"}
+        offered |= {f"{BOOK}.zip": "The site as zip"}
+
+        def made(match, offered=offered):
+            root = match.group(1)
+            links = [f'<a href="{root}{name}">{text}</a>' for name, text in offered.items() if (FILES / name).exists()]
+            return f'<li data-files="{root}"{"" if links else " hidden"}>{" · ".join(links)}</li>'
+
         page = path.read_text(encoding="utf-8")
-        begin = page.find(SLOT)
-        if begin < 0:
-            continue
-        end = page.index("</li>", begin)
-        root = page[begin + len(SLOT) :].split('"', 1)[0]
-        offered = [(f"{path.stem}.pdf", "This chapter as PDF"), (f"{BOOK}.pdf", "The book as PDF")]
-        offered += [(f"{BOOK}.zip", "The site as zip")]
-        links = " · ".join(f'<a href="{root}{name}">{text}</a>' for name, text in offered if (FILES / name).exists())
-        slot = f"{SLOT}{root}\">" if not links else f'<li data-made="{root}">{links}'
-        path.write_text(page[:begin] + slot + page[end:], encoding="utf-8")
+        linked = SLOT.sub(made, page)
+        if linked != page:
+            path.write_text(linked, encoding="utf-8")
 
 
 if __name__ == "__main__":

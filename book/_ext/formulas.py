@@ -140,6 +140,16 @@ def whole(children):
     return joined
 
 
+def unscripted(children):
+    """A large parenthesis, which browsers draw small under a script; the script gets an empty base of its height."""
+    for child in children:
+        if child.tag in ("msub", "msup", "msubsup") and child[0].get("minsize", "").endswith("em"):
+            yield child[0]
+            half = float(child[0].get("minsize").removesuffix("em")) / 2
+            child[0] = Element("mspace", {"width": "0em", "height": f"{half + 0.25}em", "depth": f"{half - 0.25}em"})
+        yield child
+
+
 def native(formula):
     """What browsers leave out of MathML, or set otherwise than TeX, said in a way that they know."""
     root = ElementTree.fromstring(WRAPPER.fullmatch(formula).group(1).replace(NAMESPACE, "", 1))
@@ -153,7 +163,7 @@ def native(formula):
         if element.tag == "menclose":
             element.tag, element.attrib = "mrow", {"class": "box"}
         if element.tag in ("mrow", "mstyle", "mtd", "semantics"):
-            element[:] = list(spaced(list(element)))
+            element[:] = unscripted(list(spaced(list(element))))
             for before, sign in pairwise(element):
                 if sign.tag == before.tag == "mo" and sign.text in SIGNS and before.text not in CLOSING:
                     sign.set("form", "prefix")
@@ -229,7 +239,7 @@ def cut(app, exception):
     font = TTFont(BytesIO(data), recalcTimestamp=False)
     if lacking := used - set(map(chr, font.getBestCmap())):
         logger.warning("the math font has no %s", ", ".join(sorted(lacking)), type="formula")
-    options = subset.Options(flavor="woff2", layout_features=["ssty", "dtls", "flac"])
+    options = subset.Options(flavor="woff2", layout_features=["ssty", "dtls", "flac"], hinting=False)
     subsetter = subset.Subsetter(options)
     subsetter.populate(text="".join(used))
     subsetter.subset(font)

@@ -27,7 +27,7 @@ SAID = {
     '<p class="caption" role="heading">': '<p class="caption">',
     '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Contents of the book">',
     '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
-    '<div class="content-icon-container">': '<div class="content-icon-container" role="region" aria-label="Colours and tools">',
+    '<div class="content-icon-container">': '<div class="content-icon-container" role="region" aria-label="Tools">',
 }
 
 

@@ -1,4 +1,4 @@
-"""Pictures: described, as lossless WebP where that is smaller, with their size, loaded when they come near the window."""
+"""Pictures: described, as lossless WebP where that is smaller, with their size, loaded when they come near the view."""
 
 import re
 from pathlib import Path

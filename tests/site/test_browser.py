@@ -1,4 +1,4 @@
-"""What a reader's browser does with the site: weight, errors, formulas, a phone's width, paper, no script, accessibility."""
+"""What a reader's browser does with the site: weight, errors, formulas, a phone's width, paper, no script, access."""
 
 import functools
 import json
