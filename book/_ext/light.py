@@ -36,6 +36,13 @@ def settings(app):
     app.config.pygments_dark_style = "a11y-high-contrast-dark"
 
 
+def remember(app, config):
+    """A page holds what was made of the styles and by these extensions: when they change, each is written anew."""
+    book = Path(__file__).parent.parent
+    paths = sorted(path for folder in ("_ext", "_vendor") for path in (book / folder).iterdir() if path.is_file())
+    config.light_inputs = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+
+
 def opening(doctree):
     """The first paragraph of a page, and the list that it introduces."""
     paragraph = next((p for p in doctree.findall(nodes.paragraph) if isinstance(p.parent, nodes.section)), None)
@@ -143,7 +150,8 @@ def finish(app, exception):
         page = STYLE.sub("", page).replace("</head>", f"<style>{styles}</style></head>", 1)
         for unsaid, said in SAID.items():
             page = page.replace(unsaid, said)
-        if scripts:
+        # The index that the search page loads as well asks for a script of its own.
+        if scripts and "searchindex.js" not in page:
             one = f'<script src="{scripts[0][0]}_static/{bundle(static, tuple(name for _, name in scripts))}" defer>'
             first = SCRIPT.search(page)
             rest = SCRIPT.sub("", page[first.end() :])
@@ -154,6 +162,8 @@ def finish(app, exception):
 def setup(app):
     # Jupyter Book sets it for an extension that is not used.
     app.add_config_value("comments_config", {}, "", [dict])
+    app.add_config_value("light_inputs", "", "html", [str])
+    app.connect("config-inited", remember)
     app.connect("builder-inited", settings, priority=100)
     app.connect("html-page-context", described)
     app.connect("build-finished", finish, priority=900)

@@ -1,8 +1,8 @@
 """What a page says of the edition it belongs to, and what depends on where the book is published.
 
 GITHUB_REPOSITORY ("owner/name", set by GitHub Actions) turns on the view and edit buttons, the Binder link, the
-sitemap, the page for a missing address and the link previews. Without it none of these is in the site, which then points
-nowhere.
+sitemap, the page for a missing address and the link previews. Without it none of these is in the site, which then
+points nowhere.
 """
 
 import os

@@ -14,8 +14,8 @@ DESK = {"width": 1280, "height": 900}
 # An A4 page at 96 pixels an inch, less the margins of the print style.
 PAPER = {"width": 680, "height": 1000}
 BUDGET = json.loads((Path(__file__).parent / "budget.json").read_text(encoding="utf-8"))
-WIDER = """() => [...document.querySelectorAll("math")].filter(formula => {
-  const box = formula.closest("span.math.wide, div.math, .table-wrapper, dt, .toc-drawer, .sidebar-drawer");
+WIDER = """() => [...document.querySelectorAll("article math")].filter(formula => {
+  const box = formula.closest("span.math.wide, div.math, .table-wrapper, pre");
   return formula.checkVisibility() && formula.getBoundingClientRect().right > innerWidth
     && !(box && ["auto", "scroll"].includes(getComputedStyle(box).overflowX));
 }).map(formula => formula.textContent)"""
