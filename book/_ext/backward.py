@@ -4,6 +4,7 @@ sphinx-codeautolink finds the uses and lists each section with all titles above 
 """
 
 from docutils import nodes
+from sphinx_codeautolink.extension import SphinxCodeAutoLink
 from sphinx_codeautolink.extension.backref import DetailsNode
 
 
@@ -35,6 +36,30 @@ def shorten(app, doctree, docname):
         details.parent.replace_self(paragraph)
 
 
+def linker(app):
+    """The part of sphinx-codeautolink that keeps what it has found."""
+    owners = (getattr(listener.handler, "__self__", None) for listener in app.events.listeners["build-finished"])
+    return next(owner for owner in owners if isinstance(owner, SphinxCodeAutoLink))
+
+
+def keep(app):
+    app.codeautolink_before = getattr(app.env, "sphinx_codeautolink_transforms", {})
+
+
+def restore(app):
+    """What was found in pages that are not read again; its own cache forgets all that do not end in .rst."""
+    linker(app).cache.transforms.update(app.codeautolink_before)
+
+
+def outdate(app, pagename, templatename, context, doctree):
+    """Links are put into each page that is written, also where only styles or templates have changed; of those
+    sphinx-codeautolink does not know."""
+    linker(app).outdated_docs.add(pagename)
+
+
 def setup(app):
+    app.connect("builder-inited", keep, priority=100)
+    app.connect("builder-inited", restore, priority=900)
+    app.connect("html-page-context", outdate)
     app.connect("doctree-resolved", shorten, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
