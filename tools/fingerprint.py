@@ -9,7 +9,7 @@ import shutil
 import sys
 from pathlib import Path
 
-CONSTANT = ["book/book.mplstyle", "constraints.txt"]
+CONSTANT = ["book/book.mplstyle", "benchmarks/checkup/record.md", "constraints.txt"]
 
 
 def fingerprint() -> str:
