@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from mmlib.data import Examples
+from mmlib.examples import Examples
 from mmlib.layers import Linear
 from mmlib.rng import generator
 

@@ -93,8 +93,10 @@ class Recorder:
 
     def _close(self) -> None:
         if self._steps:
-            numbers = isinstance(self._values, list)
-            values = torch.tensor(self._values, dtype=self._dtype) if numbers else self._values[: len(self._steps)].clone()
+            if isinstance(self._values, list):
+                values = torch.tensor(self._values, dtype=self._dtype)
+            else:
+                values = self._values[: len(self._steps)].clone()
             self._whole.append(Series(torch.tensor(self._steps), values))
         self._dtype, self._steps = None, []
 

@@ -13,7 +13,7 @@ from mmlib.activations import TANH, Activation
 from mmlib.data import Vocabulary
 from mmlib.init import LECUN
 from mmlib.layers import Embedding, Flatten, Init, Linear, Nonlinearity
-from mmlib.trace import undisturbed
+from mmlib.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlib.data import Examples
+from mmlib.examples import Examples
 from mmlib.layers import Linear
 from mmlib.undisturbed import undisturbed
 

@@ -129,7 +129,7 @@ def raster(ax: Axes, mask: Tensor) -> None:
     ax.grid(False)
 
 
-def interval(ax: Axes, rows: Mapping[str, Interval]) -> None:
+def intervals(ax: Axes, rows: Mapping[str, Interval]) -> None:
     """One row for each name, from the top down: a mark at the mean and a bar from low to high."""
     for index, (name, (mean, low, high)) in enumerate(rows.items()):
         style = look(name if name in _PLACES else 0)
@@ -137,6 +137,9 @@ def interval(ax: Axes, rows: Mapping[str, Interval]) -> None:
         ax.plot(float(mean), index, color=style["color"], marker=style["marker"])
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.5)
+
+
+interval = intervals
 
 
 def differences(ax: Axes, rows: Mapping[str, Interval], label: str) -> None:

@@ -9,14 +9,14 @@ from numbers import Real
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from mmlib.data import Examples
 from mmlib.ensemble import Ensemble, check_batch, repeated
+from mmlib.examples import Examples
 from mmlib.history import Ended, History, Recorder, Step
-from mmlib.layers import cross_entropy
-from mmlib.show import watched
-from mmlib.trace import first_not_finite, first_not_finite_gradient, undisturbed
+from mmlib.losses import cross_entropy
+from mmlib.progress import bar
+from mmlib.trace import first_not_finite, first_not_finite_gradient
+from mmlib.undisturbed import undisturbed
 
 Rate = float | Tensor
 Schedule = Callable[[int], Rate]
@@ -208,10 +208,10 @@ def train(
         )
 
     steps = descend(model, batches, lr=lr, start=start, diverged=diverged)
-    bar = tqdm(steps, total=total, unit="step", leave=False, disable=not (progress and watched()))
+    seen = bar(steps, total, progress)
     try:
         with _between_steps() as asked:
-            for step in bar:
+            for step in seen:
                 losses.add(step.index, step.loss)
                 rates.add(step.index, step.lr)
                 if probe is not None and step.index % every == 0:
@@ -227,7 +227,7 @@ def train(
         error.history = history("interrupted")  # type: ignore[attr-defined]
         raise
     finally:
-        bar.close()
+        seen.close()
         steps.close()
     found = history("done")
     if len(found.loss.steps) == start and total != 0:
