@@ -47,4 +47,4 @@ The diagnosis, drawing, practice
     exercise     a reader's answer against cases that catch the usual mistakes
 """
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"

@@ -170,9 +170,9 @@ class Minibatches:
             index = index if self.stacked else index[:, 0]
             given = 0
             try:
-                for batch in map(Examples, self.data.contexts[index], self.data.targets[index]):
+                for contexts, targets in zip(self.data.contexts[index], self.data.targets[index], strict=True):
                     given += 1
-                    yield batch
+                    yield Examples(contexts, targets)
             finally:
                 if given < shape[0]:
                     for g, start, end in zip(self.generators, before, after, strict=True):
@@ -196,7 +196,7 @@ def minibatches(
     if data.targets.dim() != 1 or not len(data.targets):
         raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
     stacked = isinstance(generator, Sequence)
-    generators = tuple(generator) if stacked else (generator,)
+    generators = tuple(generator) if isinstance(generator, Sequence) else (generator,)
     if not generators:
         raise ValueError("generator: at least one is needed, got an empty sequence")
     return Minibatches(data, size, steps, tuple(map(rng.given, generators)), stacked)

@@ -54,8 +54,8 @@ def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80
 
 def over_time(ax: Axes, series: Mapping[str, Series]) -> None:
     """One line for each series against the step; where values have a second axis, the seeds, their mean and range."""
-    for index, (name, (steps, values)) in enumerate(series.items()):
-        steps, values = steps.numpy(), values.detach().numpy()
+    for index, (name, one) in enumerate(series.items()):
+        steps, values = (x.detach().numpy() for x in one)
         style = _line(name, index)
         if values.ndim == 1:
             ax.plot(steps, values, label=name, **style)

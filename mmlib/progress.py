@@ -1,15 +1,19 @@
 """How far a long run is: a bar for a person who watches, and nothing written otherwise."""
 
 import sys
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
-from tqdm import tqdm
+T = TypeVar("T")
 
 
-def bar(steps: Iterable[Any], total: int | None, shown: bool) -> "tqdm[Any]":
+def bar(steps: Iterable[T], total: int | None, shown: bool) -> Iterator[T]:
     """The steps, with a bar if it is to be shown and somebody can see it. It is gone afterwards."""
-    return tqdm(steps, total=total, unit="step", leave=False, disable=not (shown and watched()))
+    if not (shown and watched()):
+        return iter(steps)
+    from tqdm import tqdm  # no more is needed to import the library than to compute with it
+
+    return iter(tqdm(steps, total=total, unit="step", leave=False))
 
 
 def watched() -> bool:

@@ -22,7 +22,7 @@ def source(obj: Any) -> str:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node, clean=False):
             first, last = node.body[0].lineno, node.body[0].end_lineno
-            if last > first:
+            if last and last > first:
                 opening = lines[first - 1].rstrip()
                 if opening.endswith('"""'):  # the text begins on the next line
                     opening += lines[first].strip()

@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from numbers import Real
 
@@ -41,7 +41,7 @@ def descend(
     lr: Rate | Schedule,
     start: int = 0,
     diverged: dict[int, str] | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Plain gradient descent on the cross-entropy: for each batch, p <- p - lr * d loss / d p, and the step taken.
 
     `lr` is a number, or a function of the step's index, which counts from `start`. For R stacked models it may be a
@@ -55,7 +55,7 @@ def descend(
     parameters and buffers, their sentences in it, while the others go on; it is raised when none is left.
     """
     schedule = lr if callable(lr) else constant(lr)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     leaves, values = list(parameters.values()), [p.detach() for p in parameters.values()]
     if not leaves:
         raise ValueError("model: no parameter requires a gradient, so that there is nothing to train")
@@ -66,14 +66,14 @@ def descend(
             raise RuntimeError("descend: gradients are turned off, by torch.no_grad or torch.inference_mode")
         loss = cross_entropy(model(batch.contexts), batch.targets)
         total = loss.sum() if loss.dim() else loss
-        grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        grads: Sequence[Tensor] = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         rate = schedule(index)
         _check_rate(rate, model)
         loss, grads = finite(index, batch, loss.detach(), grads)
         if isinstance(rate, Tensor):
             torch._foreach_sub_(values, [grad * _per_replica(rate, grad) for grad in grads])
         else:
-            torch._foreach_sub_(values, grads, alpha=rate)
+            torch._foreach_sub_(values, list(grads), alpha=rate)
         yield Step(index, rate, loss, parameters, dict(zip(parameters, grads, strict=True)))
 
 
@@ -119,7 +119,7 @@ class _Finite:
         """The loss, nan for models that stand still, and the gradients, 0 for them."""
         still = self.still
         if still is not None:
-            loss, grads = self._zeroed(loss, grads)
+            loss, grads = self._zeroed(still, loss, grads)
             for buffer, values in self.kept:
                 buffer[still] = values
         total = loss.sum() if loss.dim() else loss
@@ -127,11 +127,12 @@ class _Finite:
             bad = [r for r, own in enumerate(self._of_each(loss, grads)) if not all(x.isfinite().all() for x in own)]
             if bad:
                 self._stop(index, batch, loss, bad)
-                grads = self._zeroed(loss, grads)[1]
+                grads = grads if self.still is None else self._zeroed(self.still, loss, grads)[1]
         return loss if still is None else loss.index_fill(0, still, math.nan), grads
 
-    def _zeroed(self, loss: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        return loss.index_fill(0, self.still, 0), [g.index_fill(0, self.still, 0) for g in grads]
+    @staticmethod
+    def _zeroed(still: Tensor, loss: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        return loss.index_fill(0, still, 0), [g.index_fill(0, still, 0) for g in grads]
 
     def _of_each(self, loss: Tensor, grads: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         return zip(loss, *grads, strict=True) if loss.dim() else iter([(loss, *grads)])
@@ -208,10 +209,9 @@ def train(
         )
 
     steps = descend(model, batches, lr=lr, start=start, diverged=diverged)
-    seen = bar(steps, total, progress)
     try:
         with _between_steps() as asked:
-            for step in seen:
+            for step in bar(steps, total, progress):
                 losses.add(step.index, step.loss)
                 rates.add(step.index, step.lr)
                 if probe is not None and step.index % every == 0:
@@ -227,7 +227,6 @@ def train(
         error.history = history("interrupted")  # type: ignore[attr-defined]
         raise
     finally:
-        seen.close()
         steps.close()
     found = history("done")
     if len(found.loss.steps) == start and total != 0:
