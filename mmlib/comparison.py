@@ -221,7 +221,7 @@ def _trained(
     return losses
 
 
-def _scheduled(rates: Tensor, schedule: Callable[[int], float], done: int, index: int) -> Tensor:
+def _scheduled(rates: Tensor, schedule: Schedule, done: int, index: int) -> Tensor:
     return rates * schedule(done + index)
 
 

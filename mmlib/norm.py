@@ -42,7 +42,8 @@ def standardize(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
 
     Computed in float32, and given so, for half precision.
     """
-    return (_wide(x) - mean) * torch.rsqrt(_wide(var) + eps)
+    x, var = _wide(x), _wide(var)
+    return (x - mean) * torch.rsqrt(var + eps)
 
 
 class Norm(nn.Module):

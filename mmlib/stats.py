@@ -84,15 +84,15 @@ class Interval(NamedTuple):
 def interval(values: Tensor, confidence: float = 0.95) -> Interval:
     """Student's t interval for the mean over the first axis, the seeds: mean +- t * std / sqrt(n), std with n - 1.
 
-    For a paired comparison give it the differences. Raises ValueError for fewer than two values, a value that is nan or
-    infinite, or a confidence outside 0 to 1.
+    For a paired comparison give it the differences. Where a value is infinite, such as the loss of a run that diverged,
+    so is the mean, and the ends are nan: there is no interval. Raises ValueError for fewer than two values, one that is
+    nan, or a confidence outside 0 to 1.
     """
     n = len(values) if values.dim() else 1
     if n < 2 or not values.numel():
         raise ValueError(f"values: at least two along the first axis are needed, got shape {tuple(values.shape)}")
-    if not values.isfinite().all():
-        at = (~values.isfinite()).nonzero()[0].tolist()
-        raise ValueError(f"values: finite numbers are needed, got {values[tuple(at)].item()} at {at}")
+    if values.isnan().any():
+        raise ValueError(f"values: numbers are needed, got nan at {values.isnan().nonzero()[0].tolist()}")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence: a number between 0 and 1 is needed, got {confidence}")
     values = values.double()

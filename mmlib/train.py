@@ -60,13 +60,14 @@ def descend(
     if not leaves:
         raise ValueError("model: no parameter requires a gradient, so that there is nothing to train")
     finite = _Finite(model, diverged)
+    grads: Sequence[Tensor]
     for index, batch in enumerate(batches, start):
         check_batch(model, batch)
         if not torch.is_grad_enabled():
             raise RuntimeError("descend: gradients are turned off, by torch.no_grad or torch.inference_mode")
         loss = cross_entropy(model(batch.contexts), batch.targets)
         total = loss.sum() if loss.dim() else loss
-        grads: Sequence[Tensor] = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
         rate = schedule(index)
         _check_rate(rate, model)
         loss, grads = finite(index, batch, loss.detach(), grads)
@@ -122,8 +123,8 @@ class _Finite:
             loss, grads = self._zeroed(still, loss, grads)
             for buffer, values in self.kept:
                 buffer[still] = values
-        total = loss.sum() if loss.dim() else loss
-        if not (math.isfinite(total.item()) and self._all(grads)):  # the sum of finite losses may be infinite
+        whole = loss.sum() if loss.dim() else loss
+        if not (math.isfinite(whole.item()) and self._all(grads)):  # the sum of finite losses may be infinite
             bad = [r for r, own in enumerate(self._of_each(loss, grads)) if not all(x.isfinite().all() for x in own)]
             if bad:
                 self._stop(index, batch, loss, bad)

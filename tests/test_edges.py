@@ -885,10 +885,14 @@ def test_numbers_about_nothing_are_refused(measure, shape):
         measure(torch.zeros(shape))
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_an_interval_of_what_is_not_finite_is_refused(value):
-    with pytest.raises(ValueError, match=rf"values: finite numbers are needed, got {value} at \[1, 2\]"):
-        stats.interval(torch.zeros(3, 4).index_put((torch.tensor(1), torch.tensor(2)), torch.tensor(value)))
+def test_an_interval_of_nan_is_refused_and_of_an_infinite_loss_is_none():
+    values = torch.zeros(3, 4)
+    values[1, 2] = math.inf
+    mean, low, high = stats.interval(values)
+    assert mean.tolist() == [0, 0, math.inf, 0] and low.isnan().tolist() == high.isnan().tolist() == [0, 0, 1, 0]
+    values[1, 2] = math.nan
+    with pytest.raises(ValueError, match=r"values: numbers are needed, got nan at \[1, 2\]"):
+        stats.interval(values)
     with pytest.raises(ValueError, match="values: at least two"):
         stats.interval(torch.tensor(1.0))
 
