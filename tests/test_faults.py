@@ -45,7 +45,7 @@ def project(tmp_path, monkeypatch):
         "tests/test_m.py": "from mmlib.m import y\n\n\ndef test_sign():\n    assert y == -1\n",
         "book/01-signs.ipynb": nbformat.writes(new_notebook(cells=cells)),
         "conftest.py": "",
-        "pyproject.toml": "",
+        "pyproject.toml": "[tool.pytest.ini_options]\n",  # the root, wherever the folder lies
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
