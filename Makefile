@@ -54,7 +54,7 @@ help:
 	@echo 'make faults          faults planted in the library, each to be seen by a unit test and by a chapter (NAMES=...)'
 	@echo 'make mutation        the library changed in one place at a time: which changes no test sees (MODULES="init norm")'
 	@echo 'make reproduce       the published reference run at full length: half an hour on two cores'
-	@echo 'make lint            ruff over code and notebooks'
+	@echo 'make lint            ruff over code and notebooks, types of the library'
 	@echo 'make clean           remove the built site and caches; make distclean also removes .venv'
 
 # What has to be there before anything runs. The kernel's own log says on every start that it uses TCP on localhost, so
@@ -145,6 +145,7 @@ check: env .venv/.installed-check
 
 lint: env
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 	$(BIN)/ruff format --check --diff . 2>/dev/null || echo '(the layout differs from ruff format; this is advice)'
 
 clean:

@@ -1,4 +1,4 @@
-"""Names, as text, as contexts and targets, as minibatches; and what counting alone can reach."""
+"""Names, as text, as contexts and targets, as minibatches."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from mmlib import rng
+from mmlib.baselines import counting_floor as counting_floor
+from mmlib.baselines import counting_loss as counting_loss
+from mmlib.examples import Examples as Examples
 
 BOUNDARY = "."
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
@@ -101,22 +104,6 @@ def split(names: Sequence[str], *fractions: float, generator: torch.Generator) -
     return [shuffled[a:b] for a, b in pairwise(cuts)]
 
 
-class Examples(NamedTuple):
-    """Contexts (..., n, block_size) and targets (..., n): symbols, and the symbol that follows them."""
-
-    contexts: Tensor
-    targets: Tensor
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both hold the same numbers in the same shapes."""
-        return isinstance(other, Examples) and all(map(torch.equal, self, other))
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 def examples(names: Sequence[str], vocabulary: Vocabulary, block_size: int) -> Examples:
     """Every symbol of every name, its closing boundary included, as a target after the `block_size` symbols before it.
 
@@ -183,9 +170,9 @@ class Minibatches:
             index = index if self.stacked else index[:, 0]
             given = 0
             try:
-                for batch in map(Examples, self.data.contexts[index], self.data.targets[index]):
+                for contexts, targets in zip(self.data.contexts[index], self.data.targets[index], strict=True):
                     given += 1
-                    yield batch
+                    yield Examples(contexts, targets)
             finally:
                 if given < shape[0]:
                     for g, start, end in zip(self.generators, before, after, strict=True):
@@ -209,60 +196,7 @@ def minibatches(
     if data.targets.dim() != 1 or not len(data.targets):
         raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
     stacked = isinstance(generator, Sequence)
-    generators = tuple(generator) if stacked else (generator,)
+    generators = tuple(generator) if isinstance(generator, Sequence) else (generator,)
     if not generators:
         raise ValueError("generator: at least one is needed, got an empty sequence")
     return Minibatches(data, size, steps, tuple(map(rng.given, generators)), stacked)
-
-
-def _symbols(data: Examples, order: int) -> tuple[Tensor, Tensor]:
-    """The last `order` symbols of every context, as one number that stands for them, and the targets."""
-    block_size = data.contexts.shape[-1]
-    if not 0 <= order <= block_size:
-        raise ValueError(f"order: 0 to block_size = {block_size} symbols of context are there, got {order}")
-    if data.targets.dim() != 1 or not len(data.targets):
-        raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
-    contexts, targets = (x.long() for x in data)
-    if min(int(contexts.min()), int(targets.min())) < 0:
-        raise ValueError("data: symbols of 0 or more are needed, got a negative one")
-    code = torch.zeros_like(targets)
-    for symbol in contexts[:, block_size - order :].T:
-        code = _pair(code, symbol)
-    return code, targets
-
-
-def _pair(a: Tensor, b: Tensor) -> Tensor:
-    """Numbers from 0 on, below len(a), that are equal where both a and b are."""
-    return torch.unique(a * (b.max() + 1) + b, return_inverse=True)[1]
-
-
-def counting_floor(data: Examples, order: int) -> float:
-    """The least cross-entropy, in nats a symbol, that any model which sees `order` symbols can reach on `data`.
-
-    H(target | last `order` symbols), from counts on the same data: 0 is the unigram entropy.
-    Raises ValueError for an order outside 0 to block_size, no data, or a negative symbol.
-    """
-    contexts, targets = _symbols(data, order)
-    seen, both = torch.bincount(contexts)[contexts], _pair(contexts, targets)
-    return float((seen / torch.bincount(both)[both].double()).log().mean())
-
-
-def counting_loss(seen: Examples, data: Examples, order: int, *, tokens: int, smoothing: float = 1.0) -> float:
-    """The cross-entropy on `data`, in nats a symbol, of counts on `seen` with `smoothing` added to each of them.
-
-    Raises ValueError for an order outside 0 to block_size, smoothing that is not positive and finite, no data, or a
-    symbol that is not among `tokens`.
-    """
-    if not 0 < smoothing < math.inf:
-        raise ValueError(f"smoothing: a positive number is needed, got {smoothing}")
-    largest = max((int(x.max()) for x in (*seen, *data) if x.numel()), default=0)
-    if largest >= tokens:
-        raise ValueError(f"tokens: symbol {largest} is outside the vocabulary, 0 to {tokens - 1}")
-    contexts, targets = _symbols(Examples(*map(torch.cat, zip(seen, data, strict=True))), order)
-    both, n = _pair(contexts, targets), len(seen.targets)
-
-    def count(of: Tensor) -> Tensor:
-        """How often each of `data` was in `seen`."""
-        return torch.bincount(of[:n], minlength=int(of.max()) + 1)[of[n:]].double()
-
-    return float(((count(contexts) + smoothing * tokens).log() - (count(both) + smoothing).log()).mean())

@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from mmlib.data import Examples
+from mmlib.examples import Examples
 from mmlib.layers import Linear
 from mmlib.rng import generator
 
@@ -32,7 +32,7 @@ class Ensemble(nn.Sequential):
         """Raises TypeError: a layer has to be in each model before they are stacked."""
         raise TypeError("ensemble: a stack takes no further layer; add one to each model and stack them again")
 
-    insert = append
+    insert = append  # type: ignore[assignment]
 
     def extra_repr(self) -> str:
         return f"replicas={self.replicas}"

@@ -15,7 +15,7 @@ class Step(NamedTuple):
     live parameters after the step, `grads` what was subtracted lr times, both by name.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple's index is a method
     lr: float | Tensor
     loss: Tensor
     parameters: dict[str, Tensor]
@@ -71,7 +71,7 @@ class Recorder:
         if dtype != self._dtype or len(self._steps) == self._room:
             self._open(dtype)
         if isinstance(self._values, list):
-            self._values.append(value)
+            self._values.append(value)  # type: ignore[arg-type]  # a tensor with axes has opened a block
         else:
             self._values[len(self._steps)] = value.detach() if isinstance(value, Tensor) else value
         self._steps.append(step)

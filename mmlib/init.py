@@ -1,6 +1,7 @@
 """Initialisation schemes as data: how wide the first weights are drawn."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,13 +10,13 @@ from torch import Tensor
 from mmlib import rng
 from mmlib.activations import Activation
 
-_FANS = {
+_FANS: dict[str, Callable[[int, int], float]] = {
     "in": lambda fan_out, fan_in: fan_in,
     "out": lambda fan_out, fan_in: fan_out,
     "average": lambda fan_out, fan_in: (fan_out + fan_in) / 2,
     "one": lambda fan_out, fan_in: 1,
 }
-_LAWS = {
+_LAWS: dict[str, Callable[[tuple[int, int], torch.Generator], Tensor]] = {
     "normal": lambda shape, generator: torch.randn(shape, generator=generator),
     "uniform": lambda shape, generator: (2 * torch.rand(shape, generator=generator) - 1) * math.sqrt(3),
 }

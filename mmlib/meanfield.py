@@ -161,7 +161,7 @@ def _saturation(q: Tensor, activation: Activation, threshold: float) -> Tensor:
     return share[..., 0 if beyond_at_first else 1 :: 2].sum(-1)
 
 
-def saturation(q: float, activation: Activation, threshold: float = 0.99) -> float:
+def expected_saturation(q: float, activation: Activation, threshold: float = 0.99) -> float:
     """P(|phi(sqrt(q) Z)| > threshold), the share of units beyond it, exact for a phi that crosses it at a few points.
 
     Raises ValueError if q or threshold is negative or not finite.

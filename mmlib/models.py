@@ -13,7 +13,7 @@ from mmlib.activations import TANH, Activation
 from mmlib.data import Vocabulary
 from mmlib.init import LECUN
 from mmlib.layers import Embedding, Flatten, Init, Linear, Nonlinearity
-from mmlib.trace import undisturbed
+from mmlib.undisturbed import undisturbed
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class MLP:
                 layers[f"norm{k}"] = self.norm(self.width)
             layers[f"act{k}"] = Nonlinearity(self.activation)
             fan_in = self.width
-        layers["output"] = Linear(fan_in, self.tokens, init=self.init, generator=generator)
+        output = layers["output"] = Linear(fan_in, self.tokens, init=self.init, generator=generator)
         with torch.no_grad():
-            layers["output"].weight.mul_(self.confidence)
+            output.weight.mul_(self.confidence)
         return nn.Sequential(layers)
 
 

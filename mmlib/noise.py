@@ -44,7 +44,9 @@ class _Noise(TorchFunctionMode):
         self._u = torch.randint(-1, 2, (_DRAWN,), generator=generator, dtype=torch.int8)
         self._factors: dict[torch.dtype, Tensor] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in _ROUNDED:

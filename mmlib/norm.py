@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmlib.data import Examples
+from mmlib.examples import Examples
 from mmlib.layers import Linear
 from mmlib.undisturbed import undisturbed
 
@@ -42,7 +42,8 @@ def standardize(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
 
     Computed in float32, and given so, for half precision.
     """
-    return (_wide(x) - mean) * torch.rsqrt(_wide(var) + eps)
+    x, var = _wide(x), _wide(var)
+    return (x - mean) * torch.rsqrt(var + eps)
 
 
 class Norm(nn.Module):
@@ -75,8 +76,8 @@ class Norm(nn.Module):
             )
 
     def _scale_and_shift(self, y: Tensor) -> Tensor:
-        scale, shift = (None if p is None else _wide(p).unsqueeze(-2) for p in (self.weight, self.bias))
-        y = y * scale if shift is None else torch.addcmul(shift, y, scale)
+        scale = _wide(self.weight).unsqueeze(-2)
+        y = y * scale if self.bias is None else torch.addcmul(_wide(self.bias).unsqueeze(-2), y, scale)
         return y.to(self.weight.dtype) if self.weight.dtype in _HALF else y  # rounded once, at the end
 
     def extra_repr(self) -> str:
@@ -94,11 +95,15 @@ class BatchNorm1d(Norm):
     positive, or momentum that is no number from 0 to 1. Ioffe and Szegedy (2015), algorithms 1 and 2.
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
     def __init__(self, features: int, *, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(features, eps=eps)
         if not isinstance(momentum, Real) or not 0 <= momentum <= 1:
             raise ValueError(f"momentum: a number from 0 to 1 is needed, got {momentum}")
-        self.momentum = momentum
+        self.momentum: float = momentum
         self.register_buffer("running_mean", torch.zeros(features))
         self.register_buffer("running_var", torch.ones(features))
         self.register_buffer("num_batches_tracked", torch.tensor(0))
@@ -117,12 +122,13 @@ class BatchNorm1d(Norm):
         Torch's fused kernel does it in a third of the time. R models are one with R times the features to it.
         """
         matrix = x.movedim(-2, 0).flatten(1)
-        state = (self.running_mean, self.running_var, self.weight, self.bias)
-        flat = [s.flatten() for s in state]
-        y = F.batch_norm(matrix, *flat, training=True, momentum=self.momentum, eps=self.eps)
-        for buffer, moved in zip(state[:2], flat, strict=False):
+        running = self.running_mean, self.running_var
+        moved = self.running_mean.flatten(), self.running_var.flatten()
+        weight, bias = self.weight.flatten(), None if self.bias is None else self.bias.flatten()
+        y = F.batch_norm(matrix, *moved, weight, bias, training=True, momentum=self.momentum, eps=self.eps)
+        for buffer, flat in zip(running, moved, strict=True):
             if not buffer.is_contiguous():  # then it was copied, to be seen as one axis
-                buffer.copy_(moved.view_as(buffer))
+                buffer.copy_(flat.view_as(buffer))
         return y.unflatten(1, self.weight.shape).movedim(0, -2)
 
     def _evaluated(self, x: Tensor) -> Tensor:
@@ -257,5 +263,5 @@ def fold(linear: Linear, norm: BatchNorm1d) -> Linear:
     folded = copy.deepcopy(linear)
     trained = linear.weight.requires_grad
     folded.weight = nn.Parameter(linear.weight * s.unsqueeze(-1), requires_grad=trained)
-    folded.bias = nn.Parameter(bias * s + norm.bias, requires_grad=trained)
+    folded.bias = nn.Parameter(bias * s + (0 if norm.bias is None else norm.bias), requires_grad=trained)
     return folded

@@ -54,8 +54,8 @@ def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80
 
 def over_time(ax: Axes, series: Mapping[str, Series]) -> None:
     """One line for each series against the step; where values have a second axis, the seeds, their mean and range."""
-    for index, (name, (steps, values)) in enumerate(series.items()):
-        steps, values = steps.numpy(), values.detach().numpy()
+    for index, (name, one) in enumerate(series.items()):
+        steps, values = (x.detach().numpy() for x in one)
         style = _line(name, index)
         if values.ndim == 1:
             ax.plot(steps, values, label=name, **style)
@@ -129,7 +129,7 @@ def raster(ax: Axes, mask: Tensor) -> None:
     ax.grid(False)
 
 
-def interval(ax: Axes, rows: Mapping[str, Interval]) -> None:
+def intervals(ax: Axes, rows: Mapping[str, Interval]) -> None:
     """One row for each name, from the top down: a mark at the mean and a bar from low to high."""
     for index, (name, (mean, low, high)) in enumerate(rows.items()):
         style = look(name if name in _PLACES else 0)
@@ -141,7 +141,7 @@ def interval(ax: Axes, rows: Mapping[str, Interval]) -> None:
 
 def differences(ax: Axes, rows: Mapping[str, Interval], label: str) -> None:
     """Intervals of differences as rows, with a line at 0; `label` says what was subtracted from what, and the unit."""
-    interval(ax, rows)
+    intervals(ax, rows)
     ax.axvline(0, color="black", linewidth=1, zorder=1)
     ax.set_xlabel(label)
 

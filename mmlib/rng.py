@@ -17,7 +17,9 @@ def generator(seed: SupportsIndex, stream: str) -> torch.Generator:
     Raises TypeError if `seed` is not an integer or `stream` is not a string, ValueError if `stream` is empty.
     """
     try:
-        number = operator.index(None if isinstance(seed, bool) else seed)
+        if isinstance(seed, bool):
+            raise TypeError
+        number = operator.index(seed)
     except TypeError:
         raise TypeError(f"seed: an integer is needed, got {seed!r}") from None
     if not isinstance(stream, str):

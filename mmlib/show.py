@@ -1,10 +1,11 @@
-"""What depends on who is looking: a definition's own source for a chapter, and whether a person is watching at all."""
+"""A definition's own source, for a chapter."""
 
 import ast
 import inspect
-import sys
 import textwrap
 from typing import Any
+
+from mmlib.progress import watched as watched
 
 
 def source(obj: Any) -> str:
@@ -21,7 +22,7 @@ def source(obj: Any) -> str:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node, clean=False):
             first, last = node.body[0].lineno, node.body[0].end_lineno
-            if last > first:
+            if last and last > first:
                 opening = lines[first - 1].rstrip()
                 if opening.endswith('"""'):  # the text begins on the next line
                     opening += lines[first].strip()
@@ -36,15 +37,3 @@ def show(*objects: Any) -> None:
 
     code = "\n\n\n".join(source(obj) for obj in objects)
     display(Markdown(f"```python\n{code}\n```"))
-
-
-def watched() -> bool:
-    """Whether a person can see what is written to standard error now: a terminal, or a notebook open in a browser.
-
-    A notebook that is executed to be stored or compared has nobody who could answer `input()`; its kernel is told so
-    with every cell.
-    """
-    kernel = getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
-    if kernel is not None:
-        return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
-    return sys.stderr is not None and sys.stderr.isatty()

@@ -26,8 +26,8 @@ def _interval(x: Interval, decimals: int | None, sign: str) -> str:
         return f"{_number(mean, decimals or 0, sign)} [no interval]"
     if decimals is None:
         decimals = max(0, math.ceil(math.log10(5 / half))) if (half := (high - low) / 2) else _DIGITS
-    mean, low, high = (_number(value, decimals, sign) for value in (mean, low, high))
-    return f"{mean} [{low}, {high}]"
+    texts = [_number(value, decimals, sign) for value in (mean, low, high)]
+    return "{} [{}, {}]".format(*texts)
 
 
 def _is_pair(x: Any) -> bool:

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmlib.data import Examples
 from mmlib.ensemble import check_batch
-from mmlib.layers import cross_entropy
+from mmlib.examples import Examples
+from mmlib.losses import cross_entropy
 from mmlib.undisturbed import undisturbed
 
 _ALL = slice(None)
@@ -28,7 +28,7 @@ class Trace(NamedTuple):
     parameter_grads: dict[str, Tensor]
 
 
-def fold(model: nn.Sequential, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+def layer_outputs(model: nn.Sequential, x: Tensor) -> Iterator[tuple[str, Tensor]]:
     """(name, output) of each layer in turn. A layer that works in place is given a copy.
 
     Raises TypeError if the model is not a chain, ValueError if it has no layer or uses one layer object twice, for
@@ -66,7 +66,7 @@ def trace(model: nn.Sequential, batch: Examples) -> Trace:
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     with undisturbed(model), torch.enable_grad():
         outputs = {}
-        for name, x in fold(model, batch.contexts.detach()):
+        for name, x in layer_outputs(model, batch.contexts.detach()):
             outputs[name] = x if x.requires_grad else x.requires_grad_()
         loss = cross_entropy(x, batch.targets)
         grads = torch.autograd.grad(
@@ -87,7 +87,8 @@ def first_not_finite(model: nn.Sequential, batch: Examples, replicas: slice | li
     `replicas` restricts it to some of several stacked models.
     """
     with undisturbed(model), torch.no_grad():
-        return next((name for name, x in fold(model, batch.contexts) if not x[replicas].isfinite().all()), None)
+        outputs = layer_outputs(model, batch.contexts)
+        return next((name for name, x in outputs if not x[replicas].isfinite().all()), None)
 
 
 def first_not_finite_gradient(model: nn.Sequential, batch: Examples, replicas: slice | list[int] = _ALL) -> str | None:

@@ -3,20 +3,20 @@
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from mmlib.data import Examples
 from mmlib.ensemble import Ensemble, check_batch, repeated
+from mmlib.examples import Examples
 from mmlib.history import Ended, History, Recorder, Step
-from mmlib.layers import cross_entropy
-from mmlib.show import watched
-from mmlib.trace import first_not_finite, first_not_finite_gradient, undisturbed
+from mmlib.losses import cross_entropy
+from mmlib.progress import bar
+from mmlib.trace import first_not_finite, first_not_finite_gradient
+from mmlib.undisturbed import undisturbed
 
 Rate = float | Tensor
 Schedule = Callable[[int], Rate]
@@ -41,7 +41,7 @@ def descend(
     lr: Rate | Schedule,
     start: int = 0,
     diverged: dict[int, str] | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Plain gradient descent on the cross-entropy: for each batch, p <- p - lr * d loss / d p, and the step taken.
 
     `lr` is a number, or a function of the step's index, which counts from `start`. For R stacked models it may be a
@@ -55,11 +55,12 @@ def descend(
     parameters and buffers, their sentences in it, while the others go on; it is raised when none is left.
     """
     schedule = lr if callable(lr) else constant(lr)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
     leaves, values = list(parameters.values()), [p.detach() for p in parameters.values()]
     if not leaves:
         raise ValueError("model: no parameter requires a gradient, so that there is nothing to train")
     finite = _Finite(model, diverged)
+    grads: Sequence[Tensor]
     for index, batch in enumerate(batches, start):
         check_batch(model, batch)
         if not torch.is_grad_enabled():
@@ -73,7 +74,7 @@ def descend(
         if isinstance(rate, Tensor):
             torch._foreach_sub_(values, [grad * _per_replica(rate, grad) for grad in grads])
         else:
-            torch._foreach_sub_(values, grads, alpha=rate)
+            torch._foreach_sub_(values, list(grads), alpha=rate)
         yield Step(index, rate, loss, parameters, dict(zip(parameters, grads, strict=True)))
 
 
@@ -119,19 +120,20 @@ class _Finite:
         """The loss, nan for models that stand still, and the gradients, 0 for them."""
         still = self.still
         if still is not None:
-            loss, grads = self._zeroed(loss, grads)
+            loss, grads = self._zeroed(still, loss, grads)
             for buffer, values in self.kept:
                 buffer[still] = values
-        total = loss.sum() if loss.dim() else loss
-        if not (math.isfinite(total.item()) and self._all(grads)):  # the sum of finite losses may be infinite
+        whole = loss.sum() if loss.dim() else loss
+        if not (math.isfinite(whole.item()) and self._all(grads)):  # the sum of finite losses may be infinite
             bad = [r for r, own in enumerate(self._of_each(loss, grads)) if not all(x.isfinite().all() for x in own)]
             if bad:
                 self._stop(index, batch, loss, bad)
-                grads = self._zeroed(loss, grads)[1]
+                grads = grads if self.still is None else self._zeroed(self.still, loss, grads)[1]
         return loss if still is None else loss.index_fill(0, still, math.nan), grads
 
-    def _zeroed(self, loss: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        return loss.index_fill(0, self.still, 0), [g.index_fill(0, self.still, 0) for g in grads]
+    @staticmethod
+    def _zeroed(still: Tensor, loss: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        return loss.index_fill(0, still, 0), [g.index_fill(0, still, 0) for g in grads]
 
     def _of_each(self, loss: Tensor, grads: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
         return zip(loss, *grads, strict=True) if loss.dim() else iter([(loss, *grads)])
@@ -208,10 +210,9 @@ def train(
         )
 
     steps = descend(model, batches, lr=lr, start=start, diverged=diverged)
-    bar = tqdm(steps, total=total, unit="step", leave=False, disable=not (progress and watched()))
     try:
         with _between_steps() as asked:
-            for step in bar:
+            for step in bar(steps, total, progress):
                 losses.add(step.index, step.loss)
                 rates.add(step.index, step.lr)
                 if probe is not None and step.index % every == 0:
@@ -227,7 +228,6 @@ def train(
         error.history = history("interrupted")  # type: ignore[attr-defined]
         raise
     finally:
-        bar.close()
         steps.close()
     found = history("done")
     if len(found.loss.steps) == start and total != 0:

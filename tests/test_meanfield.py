@@ -17,9 +17,9 @@ from mmlib.meanfield import (
     chi,
     correlation_map,
     expected_first_loss,
+    expected_saturation,
     fixed_point,
     propagate,
-    saturation,
     variance_map,
 )
 from mmlib.models import MLP
@@ -153,8 +153,8 @@ def test_tanh_at_five_thirds():
     q = fixed_point(TANH, 5 / 3)
     assert q == pytest.approx(1.1785, abs=5e-5)
     assert math.sqrt(variance_map(q, TANH, 1.0)) == pytest.approx(0.6513, abs=5e-5)
-    assert saturation(q, TANH, 0.97) == pytest.approx(0.0539, abs=5e-5)
-    assert saturation(q, TANH) == pytest.approx(0.0148, abs=5e-5)
+    assert expected_saturation(q, TANH, 0.97) == pytest.approx(0.0539, abs=5e-5)
+    assert expected_saturation(q, TANH) == pytest.approx(0.0148, abs=5e-5)
     assert chi(q, TANH, 5 / 3) == pytest.approx(1.2098, abs=5e-5)
     assert chi(q, TANH, 5 / 3) ** 25 == pytest.approx(117, abs=0.5)  # the square root, 50 layers
 
@@ -234,7 +234,8 @@ def test_saturation_of_activations_that_can_be_inverted(q):
         (ELU, 0.9, tail(0.9 / std) / 2 + tail(math.log(10) / std) / 2),
     ]
     for activation, threshold, expected in cases:
-        assert saturation(q, activation, threshold) == pytest.approx(expected, rel=1e-11, abs=1e-300), activation
+        share = expected_saturation(q, activation, threshold)
+        assert share == pytest.approx(expected, rel=1e-11, abs=1e-300), activation
 
 
 @every_activation
@@ -243,15 +244,15 @@ def test_saturation_of_any_activation_is_a_share_of_quantiles(activation, thresh
     n, q = 200_001, 2.0
     z = torch.from_numpy(special.ndtri((np.arange(n) + 0.5) / n))
     share = float((activation(math.sqrt(q) * z).abs() > threshold).double().mean())
-    assert saturation(q, activation, threshold) == pytest.approx(share, abs=5 / n)
+    assert expected_saturation(q, activation, threshold) == pytest.approx(share, abs=5 / n)
 
 
 def test_saturation_far_in_the_tail_keeps_its_digits():
-    assert saturation(0.01, IDENTITY, 3.0) == pytest.approx(tail(30), rel=1e-10) and tail(30) < 1e-190
+    assert expected_saturation(0.01, IDENTITY, 3.0) == pytest.approx(tail(30), rel=1e-10) and tail(30) < 1e-190
 
 
 def test_saturation_of_a_layer_on_thirty_normal_inputs():
-    assert saturation(30.0, TANH) == pytest.approx(0.629, abs=5e-4)  # weights N(0, 1)
+    assert expected_saturation(30.0, TANH) == pytest.approx(0.629, abs=5e-4)  # weights N(0, 1)
 
 
 # Layer by layer.
@@ -290,7 +291,7 @@ def test_propagation_is_the_maps_applied_again_and_again(activation):
     for layer in range(7):
         assert float(p.q[layer]) == pytest.approx(q, rel=1e-12)
         assert float(p.chi[layer]) == pytest.approx(chi(q, activation, gain), rel=1e-12)
-        assert float(p.saturation[layer]) == pytest.approx(saturation(q, activation, 0.3), rel=1e-12)
+        assert float(p.saturation[layer]) == pytest.approx(expected_saturation(q, activation, 0.3), rel=1e-12)
         following = variance_map(q, activation, gain)
         assert float(p.rms[layer]) == pytest.approx(math.sqrt(following) / gain, rel=1e-12)
         growth = math.prod(float(x) for x in p.chi[layer:-1]) ** 0.5
@@ -300,7 +301,7 @@ def test_propagation_is_the_maps_applied_again_and_again(activation):
 
 def test_one_layer():
     numbers = [float(x) for x in propagate(IDENTITY, 3.0, 1, 2.0)]
-    assert numbers == pytest.approx([18, 18**0.5, saturation(18.0, IDENTITY), 9, 1], rel=1e-12)
+    assert numbers == pytest.approx([18, 18**0.5, expected_saturation(18.0, IDENTITY), 9, 1], rel=1e-12)
 
 
 def test_a_signal_that_is_gone():
@@ -489,8 +490,8 @@ def test_what_is_no_variance_and_no_gain_is_refused(bad):
         ("gain", lambda: fixed_point(TANH, bad)),
         ("q", lambda: chi(bad, TANH, 1.0)),
         ("gain", lambda: chi(1.0, TANH, bad)),
-        ("q", lambda: saturation(bad, TANH)),
-        ("threshold", lambda: saturation(1.0, TANH, bad)),
+        ("q", lambda: expected_saturation(bad, TANH)),
+        ("threshold", lambda: expected_saturation(1.0, TANH, bad)),
         ("gain", lambda: propagate(TANH, bad, 3)),
         ("q0", lambda: propagate(TANH, 1.0, 3, bad)),
         ("threshold", lambda: propagate(TANH, 1.0, 3, threshold=bad)),

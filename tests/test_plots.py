@@ -139,7 +139,7 @@ def test_intervals_are_rows_from_the_top_down(ax):
         "LeCun": Interval(*map(torch.tensor, (1.0, 0.5, 1.5))),
         "mine": Interval(*map(torch.tensor, (2.0, 1.8, 2.2))),
     }
-    plots.interval(ax, rows)
+    plots.intervals(ax, rows)
     bars, marks = ax.lines[::2], ax.lines[1::2]
     assert [drawn(bar)[0].tolist() for bar in bars] == [pytest.approx([0.5, 1.5]), pytest.approx([1.8, 2.2])]
     assert [drawn(bar)[1].tolist() for bar in bars] == [[0, 0], [1, 1]]

@@ -12,7 +12,7 @@ from mmlib.data import Examples
 from mmlib.ensemble import stack
 from mmlib.layers import Embedding, Flatten, Linear, Maxout, Nonlinearity
 from mmlib.models import MLP
-from mmlib.trace import first_not_finite, fold, trace, undisturbed
+from mmlib.trace import first_not_finite, layer_outputs, trace, undisturbed
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -206,7 +206,7 @@ def test_what_is_no_chain_is_refused(batch):
 
 def test_fold_gives_each_output_by_name(batch):
     model = plain()
-    for name, x in fold(model, batch.contexts):
+    for name, x in layer_outputs(model, batch.contexts):
         last = name, x
     assert last[0] == "output" and torch.equal(last[1], model(batch.contexts))
 
