@@ -75,10 +75,10 @@ class Norm(nn.Module):
                 "use evaluation mode for single examples"
             )
 
-    def _scale_and_shift(self, y: Tensor) -> Tensor:
+    def _scale_and_shift(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         scale = _wide(self.weight).unsqueeze(-2)
         y = y * scale if self.bias is None else torch.addcmul(_wide(self.bias).unsqueeze(-2), y, scale)
-        return y.to(self.weight.dtype) if self.weight.dtype in _HALF else y  # rounded once, at the end
+        return y.to(dtype) if dtype in _HALF else y  # rounded once, at the end
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[-1]}, eps={self.eps}"
@@ -133,14 +133,13 @@ class BatchNorm1d(Norm):
 
     def _evaluated(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean.unsqueeze(-2), self.running_var.unsqueeze(-2)
-        return self._scale_and_shift(standardize(x, mean, var, self.eps))
+        return self._scale_and_shift(standardize(x, mean, var, self.eps), x.dtype)
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)
         if x.shape[:-2] != self.weight.shape[:-1]:
             raise ValueError(f"BatchNorm1d: input {tuple(x.shape)} does not fit weight {tuple(self.weight.shape)}")
 
-    @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, n: int, momentum: float) -> None:
         for running, new in ((self.running_mean, mean), (self.running_var, var * (n / (n - 1)))):
             running.lerp_(new.view_as(running).to(running.dtype), momentum)
@@ -161,7 +160,7 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        return self._scale_and_shift(standardize(x, *moments(x, -1), self.eps))
+        return self._scale_and_shift(standardize(x, *moments(x, -1), self.eps), x.dtype)
 
 
 class GroupNorm(Norm):
@@ -180,7 +179,7 @@ class GroupNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         grouped = x.unflatten(-1, (self.groups, -1))
-        return self._scale_and_shift(standardize(grouped, *moments(grouped, -1), self.eps).flatten(-2))
+        return self._scale_and_shift(standardize(grouped, *moments(grouped, -1), self.eps).flatten(-2), x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.groups}, {super().extra_repr()}"
@@ -197,8 +196,8 @@ class RMSNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        x = _wide(x)
-        return self._scale_and_shift(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
+        y = _wide(x)
+        return self._scale_and_shift(y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps), x.dtype)
 
 
 def _chain(model: nn.Module, place: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -1,4 +1,5 @@
 import copy
+import pickle
 import re
 
 import pytest
@@ -6,11 +7,12 @@ import torch
 from torch import nn
 
 from mmlib import rng
-from mmlib.activations import RELU, TANH
+from mmlib.activations import RELU, TANH, Activation
 from mmlib.data import Examples, minibatches
 from mmlib.ensemble import Ensemble, check_batch, repeated, stack, unstack
-from mmlib.layers import Embedding, Flatten, Linear, Maxout
+from mmlib.layers import Embedding, Flatten, Linear, Maxout, Nonlinearity
 from mmlib.models import MLP
+from mmlib.rng import generator
 from mmlib.train import train
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
@@ -257,3 +259,163 @@ def test_examples_are_repeated_for_every_replica_without_a_copy():
     many = repeated(data, stack(replicas()))
     assert many.contexts.tolist() == [data.contexts.tolist()] * R and many.targets.tolist() == [[0, 1, 2, 3]] * R
     assert many.contexts.data_ptr() == data.contexts.data_ptr()
+
+
+# The stack is proved on a probe
+
+
+def small(seed=0, **recipe):
+    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
+
+
+def numbers(model):
+    return {name: x.detach().clone() for name, x in model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Scaled(nn.Module):
+    """A layer that does not know of a leading axis."""
+
+    def __init__(self, shape=(8,)):
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x):
+        return x * self.g
+
+
+class Times(nn.Module):
+    """A layer whose function its repr does not tell."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+class Chained(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Named(nn.Sequential):
+    pass
+
+
+def with_layer(layer, r=0, at=4):
+    layers = list(small(r))
+    return nn.Sequential(*layers[:at], layer, *layers[at:])
+
+
+@pytest.mark.parametrize("replicas", [2, 3, 8, 32])
+@pytest.mark.parametrize("shape", [(8,), ()])
+def test_a_layer_that_does_not_know_of_a_leading_axis_is_refused(replicas, shape):
+    with pytest.raises((TypeError, ValueError), match="4: Scaled"):
+        stack([with_layer(Scaled(shape), r) for r in range(replicas)])
+
+
+def test_activations_of_one_name_and_two_functions_are_refused():
+    named = Activation("tanh", lambda x: torch.tanh(x) * 1.01)
+    models = [small(0), small(1), small(2, activation=named)]
+    with pytest.raises(ValueError, match=r"act1: Nonlinearity gives models\[2\] another result in the stack"):
+        stack(models)
+    with pytest.raises(ValueError, match=r"4: Times gives models\[1\] another result"):
+        stack([with_layer(Times(2)), with_layer(Times(3))])
+    stack([with_layer(Times(2), 0), with_layer(Times(2), 1)])
+
+
+@pytest.mark.parametrize("layer", [nn.Softmax(1), nn.Flatten(), nn.Softmax(0), nn.LogSoftmax(1)], ids=repr)
+def test_layers_of_torch_that_name_an_axis_from_the_front_are_refused(layer):
+    with pytest.raises((TypeError, ValueError), match=f"4: {type(layer).__name__}"):
+        stack([with_layer(layer, r) for r in range(3)])
+
+
+@pytest.mark.parametrize("layer", [nn.Softmax(-1), nn.Tanh(), nn.Dropout(0.5), nn.Identity()], ids=repr)
+def test_layers_of_torch_that_work_on_the_last_axes_are_stacked(layer, symbols):
+    models = [with_layer(layer, r).eval() for r in range(3)]
+    x = symbols(3, 5, 3)
+    y = stack(models)(x)
+    for r, model in enumerate(models):
+        torch.testing.assert_close(y[r], model(x[r]))
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_is_refused(register):
+    models = [small(0), small(1)]
+    getattr(models[0].linear1, register)(lambda *_: None)
+    with pytest.raises(ValueError, match=r"models\[0\]: linear1 has a hook; remove it"):
+        stack(models)
+
+
+def test_a_sequence_with_a_forward_of_its_own_is_refused():
+    with pytest.raises(TypeError, match=r"models\[0\]: Chained has a forward of its own, which would be lost"):
+        stack([Chained(*small(r)) for r in range(2)])
+    assert stack([Named(*small(r)) for r in range(2)]).replicas == 2
+
+
+def test_a_probe_may_be_given_and_is_asked_for():
+    class Pictures(nn.Module):
+        def forward(self, x):
+            if x.shape[-3:] != (2, 5, 7):
+                raise ValueError("pictures")
+            return x.flatten(-3)
+
+    models = [nn.Sequential(Pictures(), Linear(70, 3, generator=generator(r, "w"))) for r in range(2)]
+    with pytest.raises(ValueError, match=r"no input that models\[0\] takes was found .* stack\(models, probe="):
+        stack(models)
+    assert stack(models, probe=randn(4, 2, 5, 7))(randn(2, 4, 2, 5, 7)).shape == (2, 4, 3)
+
+
+class Single(nn.Module):
+    """A layer that works in float32 alone."""
+
+    def forward(self, x):
+        return x @ torch.eye(x.shape[-1])
+
+
+class Cut(nn.Module):
+    """A layer for batches of a multiple of 16."""
+
+    def forward(self, x):
+        return x - x.unflatten(-2, (-1, 16)).mean(-2).repeat_interleave(16, -2)
+
+
+def test_layers_that_cut_up_the_batch_are_stacked_too():
+    assert stack([with_layer(Cut(), r) for r in range(3)]).replicas == 3
+
+
+def test_layers_that_know_one_dtype_are_stacked_too():
+    assert stack([with_layer(Single(), r) for r in range(2)]).replicas == 2
+
+
+def test_stacking_leaves_the_models_as_they_are():
+    models = [with_layer(nn.Dropout(0.5), r) for r in range(3)]
+    before, modes = [numbers(m) for m in models], [[m.training for m in x.modules()] for x in models]
+    stack(models)
+    assert all(equal(a, numbers(b)) for a, b in zip(before, models, strict=True))
+    assert modes == [[m.training for m in x.modules()] for x in models]
+
+
+def test_the_number_of_replicas_is_read_off(symbols):
+    ensemble = stack([small(r) for r in range(3)])
+    assert ensemble[:3].replicas == ensemble[2:].replicas == copy.deepcopy(ensemble).replicas == 3
+    assert pickle.loads(pickle.dumps(ensemble)).replicas == 3 and isinstance(ensemble[:3], Ensemble)
+    with pytest.raises(ValueError, match="ensemble: no layer has a parameter or buffer"):
+        _ = ensemble[1:2].replicas
+    for add in (ensemble.append, lambda layer: ensemble.insert(0, layer), lambda layer: ensemble.extend([layer])):
+        with pytest.raises(TypeError, match="ensemble: a stack takes no further layer"):
+            add(Flatten())
+    assert len(ensemble) == 7
+
+
+def test_a_nonlinearity_is_a_layer_of_the_stack():
+    assert isinstance(stack([small(0), small(1)]).act1, Nonlinearity)
