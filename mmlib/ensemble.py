@@ -134,7 +134,9 @@ def _inputs(model: nn.Sequential, rows: int, *, generator: torch.Generator) -> I
     for features in dict.fromkeys(shape[-1] for shape in shapes):
         for trailing in ((), (1,)):
             yield torch.randn(rows, features, *trailing, generator=generator, dtype=torch.float64).to(dtype)
-    tokens, dim = (*shapes, (1, 1))[0][0], shapes[0][-1]
+    if not shapes:
+        return
+    tokens, dim = shapes[0][0], shapes[0][-1]
     for block in dict.fromkeys((*(shape[-1] // dim for shape in shapes if not shape[-1] % dim), *range(1, 9))):
         yield torch.randint(tokens, (rows, block), generator=generator)
 

@@ -1,4 +1,5 @@
 import copy
+import math
 import pickle
 import re
 
@@ -6,12 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from mmlib import rng
+from mmlib import ensemble, rng
 from mmlib.activations import RELU, TANH, Activation
 from mmlib.data import Examples, minibatches
 from mmlib.ensemble import Ensemble, check_batch, repeated, stack, unstack
 from mmlib.layers import Embedding, Flatten, Linear, Maxout, Nonlinearity
 from mmlib.models import MLP
+from mmlib.norm import BatchNorm1d
 from mmlib.rng import generator
 from mmlib.train import train
 
@@ -406,16 +408,85 @@ def test_stacking_leaves_the_models_as_they_are():
 
 
 def test_the_number_of_replicas_is_read_off(symbols):
-    ensemble = stack([small(r) for r in range(3)])
-    assert ensemble[:3].replicas == ensemble[2:].replicas == copy.deepcopy(ensemble).replicas == 3
-    assert pickle.loads(pickle.dumps(ensemble)).replicas == 3 and isinstance(ensemble[:3], Ensemble)
+    many = stack([small(r) for r in range(3)])
+    assert many[:3].replicas == many[2:].replicas == copy.deepcopy(many).replicas == 3
+    assert pickle.loads(pickle.dumps(many)).replicas == 3 and isinstance(many[:3], Ensemble)
     with pytest.raises(ValueError, match="ensemble: no layer has a parameter or buffer"):
-        _ = ensemble[1:2].replicas
-    for add in (ensemble.append, lambda layer: ensemble.insert(0, layer), lambda layer: ensemble.extend([layer])):
+        _ = many[1:2].replicas
+    for add in (many.append, lambda layer: many.insert(0, layer), lambda layer: many.extend([layer])):
         with pytest.raises(TypeError, match="ensemble: a stack takes no further layer"):
             add(Flatten())
-    assert len(ensemble) == 7
+    assert len(many) == 7
 
 
 def test_a_nonlinearity_is_a_layer_of_the_stack():
     assert isinstance(stack([small(0), small(1)]).act1, Nonlinearity)
+
+
+def test_copies_that_are_compared_differ_in_every_number_by_up_to_a_tenth_and_in_no_sign():
+    model = small(norm=BatchNorm1d)
+    a, b = (ensemble._disturbed(model, torch.float64, generator=generator(0, "probe")).state_dict() for _ in range(2))
+    assert equal(a, b)  # by the generator alone
+    g = generator(1, "probe")
+    copies = [ensemble._disturbed(model, torch.float64, generator=g).state_dict() for _ in range(2)]
+    for name, x in model.state_dict().items():
+        if not x.is_floating_point():
+            assert all(torch.equal(c[name], x) for c in copies)
+            continue
+        x, ys = x.double(), torch.stack([c[name] for c in copies])
+        change = (ys - x) / torch.where(x == 0, 1.0, x.abs())
+        assert ys.dtype == torch.float64 and (change > 0).all() and (change < 0.1).all() and change.max() > 0.05
+        assert (ys[0] != ys[1]).all()
+    assert ensemble._disturbed(model, None, generator=g).output.weight.dtype == torch.float32
+
+
+def test_inputs_that_are_tried_are_features_and_blocks_of_symbols_of_the_size_of_its_layers():
+    features, trailing, blocks = (10, 30, 8, 27), ((), (1,)), (1, 3, 2, 4, 5, 6, 7, 8)
+    tried = list(ensemble._inputs(small().double(), 50, generator=generator(0, "probe")))
+    expected = [(50, f, *more) for f in features for more in trailing] + [(50, block) for block in blocks]
+    assert [tuple(x.shape) for x in tried] == expected
+    assert all(x.dtype == torch.float64 for x in tried[:8]) and all(x.dtype == torch.int64 for x in tried[8:])
+    assert {int(x.min()) for x in tried[9:]} == {0} and {int(x.max()) for x in tried[9:]} == {26}
+    assert list(ensemble._inputs(nn.Sequential(Flatten()), 5, generator=generator(0, "probe"))) == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 64, 70])
+def test_the_batch_that_is_tried_is_longer_than_the_stack_in_float64_first(count):
+    tried = []
+
+    class Never(nn.Module):
+        def forward(self, x):
+            tried.append((x.dtype, len(x)))
+            raise ValueError("never")
+
+    models = [nn.Sequential(Never(), Linear(2, 2, generator=generator(r, "w"))) for r in range(count)]
+    with pytest.raises(ValueError, match="no input that models"):
+        stack(models)
+    rows = (count + 1, 64 if count < 64 else 128)
+    floating = [t for t in dict.fromkeys(tried) if t[0].is_floating_point]
+    assert floating == [(dtype, n) for dtype in (torch.float64, torch.float32) for n in rows]
+
+
+def test_results_are_compared_as_far_as_their_rounding():
+    x = torch.tensor([3.0, 4.0])
+    assert ensemble._close(x, x * (1 + 1e-4)) and not ensemble._close(x, x * (1 + 1e-3))
+    assert ensemble._close(1e6 * x, 1e6 * x + 100) and not ensemble._close(x, x + 0.01)
+    assert not ensemble._close(1e-6 * x, 0 * x)
+    odd = torch.tensor([math.nan, math.inf, 1.0])
+    assert ensemble._close(odd, odd) and not ensemble._close(odd, torch.tensor([0.0, math.inf, 1.0]))
+    assert ensemble._close(odd[:2], odd[:2]) and not ensemble._close(odd[:1], torch.tensor([math.inf]))
+    whole = torch.arange(3)
+    assert ensemble._close(whole, whole.clone()) and not ensemble._close(whole, whole + 1)
+
+
+def test_probe_and_generators_are_given_by_name():
+    for call in (lambda: stack([small()], None), lambda: ensemble._inputs(small(), 1, None)):
+        with pytest.raises(TypeError, match="positional argument"):
+            call()
+
+
+def test_a_hook_of_the_model_itself_is_refused():
+    model = small()
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"models\[0\]: it has a hook"):
+        stack([model])

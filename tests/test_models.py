@@ -229,7 +229,7 @@ def randn(*shape, dtype=torch.float32, seed=0):
 def test_a_layer_is_no_maker_of_layers():
     with pytest.raises(TypeError, match=r"norm: what makes a layer for a width is needed, .* got BatchNorm1d\(100"):
         MLP(norm=BatchNorm1d(100))
-    for confidence in (math.nan, math.inf, -1.0):
+    for confidence in (math.nan, float("inf"), -1.0):
         with pytest.raises(ValueError, match=f"confidence: 0 or more is needed, got {confidence}"):
             MLP(confidence=confidence)
 
