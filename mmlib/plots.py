@@ -29,6 +29,9 @@ def look(name: str | int) -> dict[str, Any]:
 
     A number counts through the same list, for curves that have no name of their own, such as layers. From the ninth on
     colours return, with another dash and marker. Raises KeyError for an unknown name.
+
+    >>> sorted(look('tanh'))
+    ['color', 'linestyle', 'marker']
     """
     turn, place = divmod(name if isinstance(name, int) else _PLACES[name], len(_COLOURS))
     shape = (place + turn) % len(_COLOURS)
@@ -44,7 +47,15 @@ def _line(name: str, index: int) -> dict[str, Any]:
 
 
 def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80) -> None:
-    """One normalised histogram a layer, drawn as a line: values of any shape by the layer's name."""
+    """One normalised histogram a layer, drawn as a line: values of any shape by the layer's name.
+
+    >>> import torch
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> densities_by_layer(ax, {'layer 1': torch.linspace(-1, 1, 100), 'layer 2': torch.linspace(-1, 1, 100)})
+    >>> len(ax.lines)
+    2
+    """
     for index, (name, x) in enumerate(values.items()):
         density, edges = np.histogram(x.detach().flatten().numpy(), bins=bins, density=True)
         ax.plot((edges[1:] + edges[:-1]) / 2, density, label=name, **_line(name, index))
@@ -53,7 +64,15 @@ def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80
 
 
 def over_time(ax: Axes, series: Mapping[str, Series]) -> None:
-    """One line for each series against the step; where values have a second axis, the seeds, their mean and range."""
+    """One line for each series against the step; where values have a second axis, the seeds, their mean and range.
+
+    >>> import torch
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> over_time(ax, {'loss': Series(torch.arange(3), torch.tensor([3.3, 3.0, 2.8]))})
+    >>> ax.lines[0].get_label()
+    'loss'
+    """
     for index, (name, one) in enumerate(series.items()):
         steps, values = (x.detach().numpy() for x in one)
         style = _line(name, index)
@@ -70,6 +89,14 @@ def points(ax: Axes, x: Tensor | Sequence[float], values: Interval, name: str | 
     """Measured points at x, no line between them, each with a bar from low to high. `name` is their look and label.
 
     `values` holds tensors of the length of x. `style` overrides, such as label=, color= or marker=.
+
+    >>> from mmlib.stats import interval
+    >>> import torch
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> points(ax, [1, 2], interval(torch.tensor([[1.0, 2.0], [1.2, 2.1]])), 'tanh')
+    >>> ax.get_legend_handles_labels()[1]
+    ['tanh']
     """
     mean, low, high = (value.detach().numpy() for value in values)
     # Of a bar without length, rounding may put an end on the other side of the mean.
@@ -88,6 +115,14 @@ def against_theory(
     """Points with bars at x for each name, and a dashed line through them where `theory` has a curve of that name.
 
     The curves are over `grid`, or x without it; all together have one entry in the legend.
+
+    >>> from mmlib.stats import interval
+    >>> import torch
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> against_theory(ax, [1, 2], {'tanh': interval(torch.tensor([[1.0, 2.0], [1.2, 2.1]]))}, {'tanh': [0.0, 0.0]})
+    >>> ax.get_legend_handles_labels()[1]
+    ['theory', 'tanh']
     """
     for index, (name, values) in enumerate(measured.items()):
         points(ax, x, values, name if name in _PLACES else index, label=name)
@@ -101,6 +136,18 @@ def against_rate(ax: Axes, comparison: Comparison, steps: int | None = None) -> 
 
     Over the judging seeds, while the rings were chosen on others. At an edge of the grid, where no rate can be called
     best, the ring is an open arrow that points beyond. A rate at which a run diverged has a cross at the top instead.
+
+    >>> from mmlib.comparison import compare
+    >>> import matplotlib.pyplot as plt
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> _, ax = plt.subplots()
+    >>> names, rates = corpus(), (0.1, 0.3, 1.0)
+    >>> recipes = {'narrow': MLP(width=4, depth=1), 'wide': MLP(width=16, depth=1)}
+    >>> result = compare(recipes, names.train, names.dev, rates=rates, choose=[0], judge=[1, 2], steps=20)
+    >>> against_rate(ax, result)
+    >>> ax.get_xscale()
+    'log'
     """
     for index, (name, best) in enumerate(comparison.best(steps).items()):
         style = look(name if name in _PLACES else index)
@@ -122,7 +169,13 @@ def against_rate(ax: Axes, comparison: Comparison, steps: int | None = None) -> 
 
 
 def raster(ax: Axes, mask: Tensor) -> None:
-    """A boolean map (examples, units), true in black."""
+    """A boolean map (examples, units), true in black.
+
+    >>> import torch
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> raster(ax, torch.eye(3) > 0)
+    """
     ax.imshow(mask.detach().numpy(), cmap="gray_r", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     ax.set_xlabel("unit")
     ax.set_ylabel("example")
@@ -130,7 +183,16 @@ def raster(ax: Axes, mask: Tensor) -> None:
 
 
 def intervals(ax: Axes, rows: Mapping[str, Interval]) -> None:
-    """One row for each name, from the top down: a mark at the mean and a bar from low to high."""
+    """One row for each name, from the top down: a mark at the mean and a bar from low to high.
+
+    >>> from mmlib.stats import interval
+    >>> import torch
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> intervals(ax, {'a': interval(torch.tensor([1.0, 1.2])), 'b': interval(torch.tensor([1.0, 1.2]))})
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['a', 'b']
+    """
     for index, (name, (mean, low, high)) in enumerate(rows.items()):
         style = look(name if name in _PLACES else 0)
         ax.plot([float(low), float(high)], [index, index], color=style["color"], linestyle="-", linewidth=2)
@@ -140,20 +202,41 @@ def intervals(ax: Axes, rows: Mapping[str, Interval]) -> None:
 
 
 def differences(ax: Axes, rows: Mapping[str, Interval], label: str) -> None:
-    """Intervals of differences as rows, with a line at 0; `label` says what was subtracted from what, and the unit."""
+    """Intervals of differences as rows, with a line at 0; `label` says what was subtracted from what, and the unit.
+
+    >>> from mmlib.stats import interval
+    >>> import torch
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> differences(ax, {'a': interval(torch.tensor([1.0, 1.2]))}, 'loss minus that of b, nats')
+    >>> ax.get_xlabel()
+    'loss minus that of b, nats'
+    """
     intervals(ax, rows)
     ax.axvline(0, color="black", linewidth=1, zorder=1)
     ax.set_xlabel(label)
 
 
 def level(ax: Axes, y: float, text: str) -> None:
-    """A thin line at a height that is known beforehand, such as log 27, with its name at the right end."""
+    """A thin line at a height that is known beforehand, such as log 27, with its name at the right end.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> level(ax, 3.2958, 'log 27')
+    """
     ax.axhline(y, color="0.6", linewidth=1, zorder=1)
     ax.text(1, y, text, ha="right", va="bottom", transform=ax.get_yaxis_transform())
 
 
 def ticks(ax: Axes, *, x: Sequence[float] | None = None, y: Sequence[float] | None = None) -> None:
-    """Ticks at these numbers alone, written out: what a logarithmic axis with few of them needs."""
+    """Ticks at these numbers alone, written out: what a logarithmic axis with few of them needs.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> ticks(ax, x=[1, 2, 5])
+    >>> [label.get_text() for label in ax.get_xticklabels()]
+    ['1', '2', '5']
+    """
     for axis, values in ((ax.xaxis, x), (ax.yaxis, y)):
         if values is not None:
             axis.set_ticks(values, [f"{v:,}" if isinstance(v, int) else f"{v:g}" for v in values])
@@ -164,6 +247,14 @@ def shared_legend(axes: np.ndarray | Sequence[Axes], *, columns: int = 4) -> Non
     """One legend above the figure for all axes, each name once, in place of their own.
 
     The figure's layout has to be constrained. Raises ValueError if no curve has a name.
+
+    >>> import matplotlib.pyplot as plt
+    >>> figure, axes = plt.subplots(1, 2, layout='constrained')
+    >>> for ax in axes:
+    ...     _ = ax.plot([1, 2], label='tanh')
+    >>> shared_legend(axes)
+    >>> len(figure.legends)
+    1
     """
     flat = list(np.ravel(np.asarray(axes, dtype=object)))
     named: dict[str, Any] = {}
@@ -189,6 +280,16 @@ def dashboard(
     """The four figures of one network on axes (2, 2), by layer: three densities, and log10(update:data) against -3.
 
     One legend for all four, with the names in `updates`, stands above them: the k-th layer of each mapping looks alike.
+
+    >>> import torch
+    >>> import matplotlib.pyplot as plt
+    >>> from mmlib.history import Series
+    >>> _, axes = plt.subplots(2, 2, layout='constrained')
+    >>> values = {'layer 1': torch.linspace(-1, 1, 100)}
+    >>> updates = {'layer 1': Series(torch.arange(3), torch.tensor([-3.1, -3.0, -2.9]))}
+    >>> dashboard(axes, values, values, values, updates)
+    >>> [ax.get_xlabel() != '' for ax in axes.flat]
+    [False, False, False, True]
     """
     titles = ("activations", "their gradients", "weight gradients")
     for ax, title, values in zip(axes.flat, titles, (activations, gradients, weight_gradients), strict=False):

@@ -25,12 +25,21 @@ _EVALUATED_AT_ONCE = 2**15
 
 
 def constant(lr: Rate) -> Schedule:
-    """The same learning rate at every step."""
+    """The same learning rate at every step.
+
+    >>> constant(0.1)(7)
+    0.1
+    """
     return lambda index: lr
 
 
 def drop(lr: Rate, at: int, to: Rate) -> Schedule:
-    """The learning rate `lr` before step `at`, `to` from it on."""
+    """The learning rate `lr` before step `at`, `to` from it on.
+
+    >>> schedule = drop(0.1, at=100, to=0.01)
+    >>> schedule(99), schedule(100)
+    (0.1, 0.01)
+    """
     return lambda index: lr if index < at else to
 
 
@@ -53,6 +62,14 @@ def descend(
     arose, when the loss or a gradient is nan or infinite: that step is not taken, though buffers such as running means
     have seen its batch. With a dictionary as `diverged`, stacked models to which that happens stand still from then on,
     parameters and buffers, their sentences in it, while the others go on; it is raised when none is left.
+
+    >>> from mmlib.data import corpus, minibatches
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> model = MLP(width=8, depth=1).build(generator(0, 'weights'))
+    >>> batches = minibatches(corpus().train, 32, 3, generator=generator(0, 'batches'))
+    >>> [step.index for step in descend(model, batches, lr=0.1)]
+    [0, 1, 2]
     """
     schedule = lr if callable(lr) else constant(lr)
     parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -191,6 +208,14 @@ def train(
     Raises what `descend` raises but FloatingPointError, and ValueError if steps were announced but no batch was there,
     as with an iterator that is used up, if `every` is below 1, or if a number of the probe changes its shape. Any
     error has what was recorded as its attribute `history`.
+
+    >>> from mmlib.data import corpus, minibatches
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> model = MLP(width=8, depth=1).build(generator(0, 'weights'))
+    >>> history = train(model, minibatches(corpus().train, 32, 100, generator=generator(0, 'batches')), lr=0.1)
+    >>> history.ended, len(history.loss.steps), round(float(history.loss.values[0]), 1)
+    ('done', 100, 3.3)
     """
     if every < 1:
         raise ValueError(f"every: at least 1 is needed, got {every}")
@@ -258,6 +283,12 @@ def evaluate(model: nn.Module, data: Examples) -> float | Tensor:
 
     `data` has no leading axis: every replica sees the same examples. The model is left as found.
     Raises ValueError if there are no examples.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> round(evaluate(MLP().build(generator(0, 'weights')), corpus().dev), 1)  # before training: log 27
+    3.3
     """
     n = len(data.targets)
     if data.targets.dim() != 1 or not n:

@@ -55,6 +55,13 @@ def overfit(
 
     A model that cannot learn a few examples by heart has a fault that more data will not mend. Model, optimiser, inputs
     and random states are left as found. Raises what `checkup` raises, and ValueError for fewer than ten steps.
+
+    >>> from mmlib.rng import generator, normal
+    >>> with torch.random.fork_rng():
+    ...     model = nn.Linear(4, 1)
+    >>> x, optimizer = normal(3, 4, generator=generator(0, 'x')), torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> print(str(overfit(model, x, torch.ones(3, 1), nn.MSELoss(), optimizer)).splitlines()[-1])
+    The batch is learned by heart.
     """
     if not isinstance(steps, int) or steps < 10:
         raise ValueError(f"steps: an integer of at least 10 is needed, got {steps!r}")
