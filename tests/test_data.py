@@ -169,7 +169,7 @@ def test_a_name_with_a_character_outside_the_vocabulary_is_refused(name, unknown
         examples(["ab", name], VOCABULARY, 3)
 
 
-@pytest.mark.parametrize("symbol", [-1, 3])
+@pytest.mark.parametrize("symbol", [-1, 3, 4, 300])
 def test_a_symbol_outside_the_vocabulary_is_not_decoded(symbol):
     with pytest.raises(ValueError, match=f"symbol {symbol} is outside the vocabulary, 0 to 2"):
         VOCABULARY.decode([1, symbol])
@@ -309,7 +309,7 @@ def numbered(n, block_size=3):
     return Examples(torch.arange(n * block_size).view(n, block_size), torch.arange(n))
 
 
-@pytest.mark.parametrize("size, steps", [(5, 1), (5, 255), (5, 256), (5, 257), (5, 600), (2000, 200), (2**18 + 1, 2)])
+@pytest.mark.parametrize("size, steps", [(1, 3), (5, 1), (5, 255), (5, 256), (5, 257), (5, 600), (2000, 200), (2**18 + 1, 2)])
 def test_minibatches_are_those_of_one_draw_a_step(size, steps):
     source, g = numbered(97), batches()
     got = list(minibatches(source, size, steps, generator=batches()))
@@ -353,6 +353,18 @@ def test_minibatches_know_their_number_and_go_on_where_they_stopped():
     assert len(twice) == 4
     expected = [torch.randint(97, (5,), generator=g).tolist() for _ in range(8)]
     assert [b.targets.tolist() for b in itertools.chain(twice, twice)] == expected
+
+
+@pytest.mark.parametrize(
+    "replicas, size, ahead", [(1, 32, 256), (64, 32, 128), (3, 1000, 87), (1, 2**17, 2), (2, 2**18, 1)]
+)
+def test_a_draw_is_for_256_steps_or_a_quarter_of_a_million_examples(replicas, size, ahead, monkeypatch):
+    draw, shapes = torch.randint, []
+    monkeypatch.setattr(torch, "randint", lambda n, shape, **k: shapes.append(tuple(shape)) or draw(n, shape, **k))
+    iterator = iter(minibatches(numbered(9), size, 1000, generator=[rng.generator(r, "b") for r in range(replicas)]))
+    next(iterator)
+    assert shapes == [(ahead, size)] * replicas
+    iterator.close()
 
 
 def test_as_many_replicas_as_examples_in_a_minibatch():

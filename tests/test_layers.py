@@ -69,6 +69,7 @@ def test_flatten_is_torch_flatten_of_the_last_two_axes(normal):
     x = normal(6, 3, 4)
     assert torch.equal(Flatten()(x), nn.Flatten()(x))
     assert torch.equal(Flatten()(x.view(2, 3, 3, 4)), nn.Flatten()(x).view(2, 3, 12))
+    assert Flatten()(torch.zeros(3, 4)).shape == (12,)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3])
@@ -192,6 +193,16 @@ def test_a_context_outside_the_vocabulary_is_refused(leading, bad, normal, symbo
     with pytest.raises(ValueError) as error:
         layer(x)
     assert str(error.value) == f"symbol {bad} at position {where} is outside the vocabulary, 0 to 26"
+
+
+@pytest.mark.parametrize("bad", [-1, 27])
+def test_one_symbol_just_outside_is_refused_in_a_stack_too(bad, normal):
+    layer = Embedding(27, 5, generator=weights())
+    layer.weight = nn.Parameter(normal(2, 27, 5))
+    x = torch.zeros(2, 6, 3, dtype=torch.long)
+    x[1, 4, 2] = bad
+    with pytest.raises(ValueError, match=rf"symbol {bad} at position \[1, 4, 2\] is outside the vocabulary, 0 to 26"):
+        layer(x)
 
 
 def test_inputs_of_another_width_are_refused(normal):

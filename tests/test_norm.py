@@ -336,7 +336,7 @@ def test_calibrate_reaches_layers_after_and_within_a_sequence():
     calibrate(model, Examples(x, torch.zeros(2, dtype=torch.long)))
     model.eval()
     torch.testing.assert_close(inner[0].running_var, x.var(0))
-    torch.testing.assert_close(model[2].running_mean, model[1](inner(x)).mean(0))
+    torch.testing.assert_close(model[2].running_var, model[1](inner(x)).var(0))
 
 
 def test_calibrate_refuses_statistics_that_are_not_finite():
