@@ -309,7 +309,7 @@ def numbered(n, block_size=3):
     return Examples(torch.arange(n * block_size).view(n, block_size), torch.arange(n))
 
 
-@pytest.mark.parametrize("size, steps", [(1, 3), (5, 1), (5, 255), (5, 256), (5, 257), (5, 600), (2000, 200), (2**18 + 1, 2)])
+@pytest.mark.parametrize("size, steps", [(1, 3), (5, 1), (5, 256), (5, 257), (5, 600), (2000, 200), (2**18 + 1, 2)])
 def test_minibatches_are_those_of_one_draw_a_step(size, steps):
     source, g = numbered(97), batches()
     got = list(minibatches(source, size, steps, generator=batches()))
