@@ -29,7 +29,7 @@ def checkup(
     model: nn.Module,
     inputs: Any,
     targets: Any,
-    loss_fn: Callable,
+    loss_fn: Callable[..., Any],
     *,
     lr: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,

@@ -47,7 +47,7 @@ def overfit(
     model: nn.Module,
     inputs: Any,
     targets: Any,
-    loss_fn: Callable,
+    loss_fn: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     steps: int = 200,
 ) -> Overfit:
@@ -71,7 +71,8 @@ def overfit(
         given, expected = fresh(inputs), fresh(targets)
         student, optimizer = copied(model, optimizer)
         parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        losses, paths = [], {name: [] for name in parameters}
+        losses: list[float] = []
+        paths: dict[str, list[float]] = {name: [] for name in parameters}
         for _ in range(steps):
             optimizer.zero_grad()
 
@@ -85,7 +86,7 @@ def overfit(
 
             before = {name: p.detach().clone() for name, p in parameters.items()}
             seen = len(losses)
-            optimizer.step(closure)
+            optimizer.step(closure)  # type: ignore[arg-type]  # torch's own closures return tensors
             del losses[seen + 1 :]  # a method that looks for its step calls it more than once
             for name, p in parameters.items():
                 paths[name].append((p.detach() - before[name]).norm().item())
