@@ -150,6 +150,7 @@ def chi(q: float, activation: Activation, gain: float) -> float:
     return float(_chi(_nonnegative("q", q), activation, _nonnegative("gain", gain)))
 
 
+@lru_cache
 def _crossings(activation: Activation, threshold: float) -> tuple[Tensor, bool]:
     """The points, in rising order, where |phi| crosses the threshold, and whether it is beyond it before the first."""
     right = torch.logspace(-12, 12, 5000, dtype=torch.float64)

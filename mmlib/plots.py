@@ -1,10 +1,15 @@
 """Finished numbers onto Axes. Nothing here sees a model, computes a result or shows a figure."""
 
+import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from PIL import Image
 from torch import Tensor
 
 from mmlib.comparison import Comparison
@@ -303,3 +308,112 @@ def dashboard(
     last.set_title("log10 update:data")
     axes[0, 1].set_ylabel("")
     last.figure.legend(*last.get_legend_handles_labels(), loc="outside upper center", ncols=len(updates))
+
+
+class Axis(NamedTuple):
+    """One axis: what it shows, from where to where, in powers of ten or not, and the ticks if they are not to be found.
+
+    `low` and `high` stay as they are whatever is drawn, so that a change can be seen; what lies beyond is cut off.
+    """
+
+    label: str
+    low: float
+    high: float
+    log: bool = False
+    ticks: tuple[float, ...] = ()
+
+
+class Curve(NamedTuple):
+    """Numbers to draw: `kind` is one of KINDS; `look` counts through the colours, or is "theory" or "ghost".
+
+    "line" and "points" are what they say, "bars" stand on the axis around x, at equal distances. "across" is a line at
+    height y, "up" one at x. "stairs" goes from (q_1, q_1) up to q_2, across to (q_2, q_2), and on.
+    """
+
+    kind: str
+    x: Sequence[float]
+    y: Sequence[float]
+    label: str
+    look: int | str
+
+
+class Frame(NamedTuple):
+    """A pair of axes with curves on it."""
+
+    title: str
+    x: Axis
+    y: Axis
+    curves: Sequence[Curve]
+
+
+KINDS = ("line", "points", "bars", "across", "up", "stairs")
+_COLOURS_OF_A_PICTURE = 64  # a quarter of the bytes of all colours, and no difference that can be seen
+_GHOST = {"color": "0.75", "linestyle": "-", "linewidth": 4, "zorder": 1}
+
+
+def stairs(q: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The corners of a staircase between a map and the diagonal: (q_1, q_1), (q_1, q_2), (q_2, q_2), ...
+
+    >>> stairs([4, 2, 1])
+    ([4, 4, 2, 2, 1], [4, 2, 2, 1, 1])
+    """
+    twice = [value for value in q for _ in range(2)]
+    return twice[:-1], [twice[0], *twice[2:]]
+
+
+def frames(axes: np.ndarray | Sequence[Axes], drawn: Sequence[Frame]) -> None:
+    """One frame on each of the axes, each with a legend of its named curves below it.
+
+    >>> import matplotlib.pyplot as plt
+    >>> _, ax = plt.subplots()
+    >>> frames([ax], [Frame('a line', Axis('x', 0, 1), Axis('y', 0, 1), [Curve('line', [0, 1], [0, 1], '', 0)])])
+    >>> ax.get_title()
+    'a line'
+    """
+    for ax, (title, x, y, curves) in zip(axes, drawn, strict=True):
+        ax.set(title=title, xlabel=x.label, ylabel=y.label)
+        for axis, (_, low, high, log, ticks) in (("x", x), ("y", y)):
+            ax.set(**{f"{axis}scale": "log" if log else "linear", f"{axis}lim": (low, high)})
+            if ticks:
+                ax.set(**{f"{axis}ticks": ticks, f"{axis}ticklabels": [f"{tick:g}" for tick in ticks]})
+                getattr(ax, f"{axis}axis").set_minor_locator(NullLocator())
+        for curve in curves:
+            _draw(ax, curve)
+        if any(curve.label for curve in curves):
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize="small")
+
+
+def _draw(ax: Axes, curve: Curve) -> None:
+    kind, x, y, label, chosen = curve
+    style = {"theory": THEORY, "ghost": _GHOST}.get(str(chosen)) or {**look(chosen), "marker": ""}
+    style = {**style, "label": label or None}
+    if kind == "across":
+        ax.axhline(float(y[0]), **style)
+    elif kind == "up":
+        ax.axvline(float(x[0]), **style)
+    elif kind == "bars":
+        ax.bar(x, y, width=0.9 * (x[1] - x[0]), color=style["color"], label=style["label"])
+    elif kind == "points":
+        ax.plot(x, y, **{**style, "linestyle": "", "marker": "o", "zorder": 4})
+    else:
+        ax.plot(*(stairs(y) if kind == "stairs" else (x, y)), **style)
+
+
+def png(drawn: Sequence[Frame]) -> bytes:
+    """The frames as a PNG picture, at most two beside each other.
+
+    >>> curve = Curve('line', [0, 1], [0, 1], '', 0)
+    >>> png([Frame('', Axis('x', 0, 1), Axis('y', 0, 1), [curve])])[1:4]
+    b'PNG'
+    """
+    rows, columns = -(-len(drawn) // 2), min(2, len(drawn))
+    figure = Figure(figsize=(4.4 * columns, 3.8 * rows), dpi=80, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for ax in axes[len(drawn) :]:
+        ax.remove()
+    frames(axes[: len(drawn)], drawn)
+    canvas, file = FigureCanvasAgg(figure), io.BytesIO()
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    Image.fromarray(pixels).quantize(_COLOURS_OF_A_PICTURE).save(file, "PNG", optimize=True)
+    return file.getvalue()

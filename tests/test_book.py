@@ -35,7 +35,8 @@ def code_cells(path):
 
 
 def pictures(cell):
-    return [output for output in cell.outputs if IMAGES & set(output.get("data", {}))]
+    """Outputs that are a picture alone. A moving figure is a page with descriptions and numbers of its own."""
+    return [o for o in cell.outputs if IMAGES & set(o.get("data", {})) and "text/html" not in o.data]
 
 
 @every_chapter

@@ -22,7 +22,7 @@ ORDER = (
     *("checkup.found", "checkup.row", "checkup.functions", "checkup.terms", "checkup.watch", "checkup.traced"),
     *("checkup.gradients", "checkup.probe", "checkup.taken", "checkup.record", "checkup.report", "checkup.compare"),
     *("checkup.rules", "checkup.loss", "checkup.targets", "checkup.structure", "checkup.modes", "checkup.signal"),
-    *("checkup.gradient", "checkup.step", "checkup.overfit", "checkup", "plots", "show"),
+    *("checkup.gradient", "checkup.step", "checkup.overfit", "checkup", "plots", "moving", "show"),
     *("exercise.kinds", "exercise.start", "exercise.depth", "exercise.norms", "exercise.practice", "exercise"),
 )
 CONTRACT = {
@@ -54,6 +54,7 @@ CONTRACT = {
     "checkup": "checkup overfit compare Report",
     "plots": "densities_by_layer over_time raster intervals differences against_rate against_theory level ticks "
     "shared_legend",
+    "moving": "Slider Choice Grid Mark Panel Number Moving Game Check Fault",
     "exercise": "check EXERCISES",
     "show": "show",
 }

@@ -270,3 +270,24 @@ def test_a_shared_legend_has_each_name_once_and_takes_the_place_of_others():
     assert shared._ncols == 2
     with pytest.raises(ValueError, match="axes: no curve has a label"):
         plots.shared_legend([Figure().add_subplot()])
+
+
+def test_frames_draw_every_kind_of_curve(ax):
+    numbers = [1.0, 2.0, 3.0]
+    curves = [plots.Curve(kind, numbers, numbers, kind, k) for k, kind in enumerate(plots.KINDS)]
+    x, y = plots.Axis("x", 0, 4), plots.Axis("y", 0.1, 10, log=True, ticks=(0.1, 1, 10))
+    plots.frames([ax], [plots.Frame("title", x, y, curves)])
+    lines = {line.get_label(): drawn(line) for line in ax.lines}
+    assert [values.tolist() for values in lines["line"]] == [numbers, numbers]
+    assert [values.tolist() for values in lines["stairs"]] == [[1, 1, 2, 2, 3], [1, 2, 2, 3, 3]]
+    assert set(lines["across"][1]) == {1} and set(lines["up"][0]) == {1}
+    assert [bar.get_height() for bar in ax.patches] == numbers
+    assert (ax.get_xlim(), ax.get_ylim(), ax.get_yscale()) == ((0, 4), (0.1, 10), "log")
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["0.1", "1", "10"]
+    assert set(legend(ax)) == set(plots.KINDS)
+
+
+def test_frames_become_one_picture():
+    frame = plots.Frame("t", plots.Axis("x", 0, 1), plots.Axis("y", 0, 1), [plots.Curve("line", [0, 1], [0, 1], "", 0)])
+    one, three = (plots.png([frame] * n) for n in (1, 3))
+    assert one.startswith(b"\x89PNG") and three.startswith(b"\x89PNG") and one == plots.png([frame])
