@@ -36,3 +36,7 @@ const reach = new ResizeObserver((entries) => {
   }
 });
 document.querySelectorAll(wide).forEach((part) => reach.observe(part));
+
+// Below each find Sphinx shows a passage, for which it fetches the page; a browser allows no page from the file system
+// to fetch another.
+if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
