@@ -142,7 +142,7 @@ def _inputs(model: nn.Sequential, rows: int, *, generator: torch.Generator) -> I
     if not shapes:
         return
     tokens, dim = shapes[0][0], shapes[0][-1]
-    for block in dict.fromkeys((*(shape[-1] // dim for shape in shapes if not shape[-1] % dim), *range(1, 9))):
+    for block in dict.fromkeys((*(shape[-1] // dim for shape in shapes if not shape[-1] % dim), *range(2, 9))):
         yield torch.randint(tokens, (rows, block), generator=generator)
 
 

@@ -447,10 +447,14 @@ def test_inputs_that_are_tried_are_features_and_blocks_of_symbols_of_the_size_of
     assert [tuple(x.shape) for x in tried] == expected
     assert all(x.dtype == torch.float64 for x in tried[:8]) and all(x.dtype == torch.int64 for x in tried[8:])
     assert {int(x.min()) for x in tried[9:]} == {0} and {int(x.max()) for x in tried[9:]} == {26}
+    g = generator(0, "probe")
+    few = nn.Sequential(Embedding(5, 3, generator=g), Flatten(), Linear(9, 4, generator=g))
+    assert {int(x.max()) for x in ensemble._inputs(few, 50, generator=g) if not x.is_floating_point()} == {4}
+    assert next(ensemble._inputs(nn.Sequential(BatchNorm1d(4)), 5, generator=g)).shape == (5, 4)
     assert list(ensemble._inputs(nn.Sequential(Flatten()), 5, generator=generator(0, "probe"))) == []
 
 
-@pytest.mark.parametrize("count", [1, 3, 64, 70])
+@pytest.mark.parametrize("count", [1, 3, 63, 64, 70])
 def test_the_batch_that_is_tried_is_longer_than_the_stack_in_float64_first(count):
     tried = []
 
@@ -480,7 +484,12 @@ def test_results_are_compared_as_far_as_their_rounding():
 
 
 def test_probe_and_generators_are_given_by_name():
-    for call in (lambda: stack([small()], None), lambda: ensemble._inputs(small(), 1, None)):
+    calls = (
+        lambda: stack([small()], None),
+        lambda: ensemble._inputs(small(), 1, None),
+        lambda: ensemble._disturbed(small(), None, None),
+    )
+    for call in calls:
         with pytest.raises(TypeError, match="positional argument"):
             call()
 
@@ -490,3 +499,26 @@ def test_a_hook_of_the_model_itself_is_refused():
     model.register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match=r"models\[0\]: it has a hook"):
         stack([model])
+
+
+class InTraining(Scaled):
+    """A layer that does not know of a leading axis, in training mode alone."""
+
+    def forward(self, x):
+        return super().forward(x) if self.training else x
+
+
+def test_a_layer_is_compared_in_the_mode_it_is_in():
+    with pytest.raises((TypeError, ValueError), match="4: InTraining"):
+        stack([with_layer(InTraining(), r) for r in range(3)])
+    assert stack([with_layer(InTraining(), r).eval() for r in range(3)]).replicas == 3
+
+
+class Squash(nn.Module):
+    def forward(self, x):
+        return x.sum(-1) if x.dim() == 3 else x
+
+
+def test_a_layer_that_loses_an_axis_is_refused():
+    with pytest.raises(ValueError, match=r"4: Squash gives models\[0\] another result"):
+        stack([with_layer(Squash(), r) for r in range(3)])
