@@ -466,7 +466,7 @@ def test_the_batch_that_is_tried_is_longer_than_the_stack_in_float64_first(count
     models = [nn.Sequential(Never(), Linear(2, 2, generator=generator(r, "w"))) for r in range(count)]
     with pytest.raises(ValueError, match="no input that models"):
         stack(models)
-    rows = (count + 1, 64 if count < 64 else 128)
+    rows = dict.fromkeys((count + 1, 64 if count < 64 else 128))
     floating = [t for t in dict.fromkeys(tried) if t[0].is_floating_point]
     assert floating == [(dtype, n) for dtype in (torch.float64, torch.float32) for n in rows]
 
