@@ -23,7 +23,7 @@ class Folded(SphinxPostTransform):
             if cell.get("exec_count"):
                 cell["ids"].append(f"cell-{cell['exec_count']}")
             if cell.get("hide_mode"):
-                cell["prompt_show"] = cell["prompt_show"].replace("code cell source", "the code")
+                cell["prompt_show"] = cell["prompt_show"].replace("code cell {type}", "the code")
             elif k == 0 and cell.astext().lstrip().startswith(("import ", "from ")):
                 cell.attributes.update({"hide_mode": "input", "prompt_show": IMPORTS, "prompt_hide": IMPORTS})
             elif any(True for _ in cell.findall(nodes.image)):
