@@ -5,8 +5,6 @@ import inspect
 import textwrap
 from typing import Any
 
-from mmlib.progress import watched as watched
-
 
 def source(obj: Any) -> str:
     """The source of a class or function, each docstring cut to its first line.

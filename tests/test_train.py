@@ -1,19 +1,14 @@
 import copy
 import math
 import os
-import pty
 import signal
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
-import nbclient
-import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
-from jupyter_client.manager import start_new_kernel
 from torch import nn
 
 import mmlib
@@ -400,72 +395,6 @@ def test_evaluation_is_in_evaluation_mode_and_leaves_the_model_as_found(corpus):
 def test_evaluation_without_examples_is_refused(shape):
     with pytest.raises(ValueError, match=r"data: targets of shape \(n,\) with n > 0 are needed, got"):
         evaluate(mlp(), Examples(torch.zeros(*shape, 3, dtype=torch.long), torch.zeros(shape, dtype=torch.long)))
-
-
-# The bar
-
-RUN = """
-import sys
-from mmlib import data, models, rng, train
-names = ["anna", "bo", "carl"]
-vocabulary = data.Vocabulary.of(names)
-batches = data.minibatches(data.examples(names, vocabulary, 3), 4, 321, generator=rng.generator(0, "batches"))
-model = models.MLP(tokens=len(vocabulary), width=4, depth=1).build(rng.generator(0, "weights"))
-train.train(model, batches, lr=0.1)
-print("between", file=sys.stderr, flush=True)
-train.train(model, batches, lr=0.1, progress=True)
-print("after", file=sys.stderr, flush=True)
-"""
-
-
-def test_the_bar_is_seen_in_a_terminal_and_gone_afterwards():
-    reader, writer = pty.openpty()
-    termios.tcsetwinsize(writer, (24, 80))
-    done = subprocess.run([sys.executable, "-c", RUN], stdout=subprocess.PIPE, stderr=writer, timeout=60)
-    os.close(writer)
-    written = b""
-    try:
-        while part := os.read(reader, 65536):
-            written += part
-    except OSError:  # the end of a pseudo-terminal on Linux
-        pass
-    os.close(reader)
-    quiet, _, rest = written.decode().partition("between\r\n")
-    shown, _, after = rest.rpartition("after\r\n")
-    assert done.returncode == 0 and done.stdout == b"" and quiet == after == ""
-    assert "/321" in shown and "step" in shown
-    assert shown.endswith("\r") and not shown.rstrip("\r").rsplit("\r", 1)[-1].strip() and "\n" not in shown
-
-
-def test_nothing_is_written_into_a_pipe():
-    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, timeout=60, check=True)
-    assert done.stderr == b"between\nafter\n" and done.stdout == b""
-
-
-def test_nothing_is_stored_when_a_notebook_is_executed():
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(RUN.replace("file=sys.stderr", "file=sys.stdout"))]
-    )
-    nbclient.NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
-    outputs = notebook.cells[0].outputs
-    assert {output.name for output in outputs} == {"stdout"}
-    assert "".join(output.text for output in outputs) == "between\nafter\n"
-
-
-def test_a_reader_with_an_open_notebook_sees_the_bar():
-    manager, client = start_new_kernel(kernel_name="python3")
-    written = []
-
-    def keep(message):
-        if message["header"]["msg_type"] == "stream":
-            written.append(message["content"]["text"])
-
-    try:
-        reply = client.execute_interactive(RUN, allow_stdin=True, output_hook=keep, timeout=60)
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-    assert reply["content"]["status"] == "ok" and "/321" in "".join(written)
 
 
 # Edges
