@@ -51,8 +51,12 @@ def _line(name: str, index: int) -> dict[str, Any]:
     return {**look(name if name in _PLACES else index), "marker": ""}
 
 
-def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80) -> None:
+def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80, log: bool = False) -> None:
     """One normalised histogram a layer, drawn as a line: values of any shape by the layer's name.
+
+    With `log` it is the density of log10 |x|, per decade, on a logarithmic axis: a needle and a wide curve have the
+    same shape there and differ in place. A normal distribution of standard deviation s has its peak at s. Zeros have no
+    place on that axis; the area under the line is the share of the others.
 
     >>> import torch
     >>> import matplotlib.pyplot as plt
@@ -62,9 +66,16 @@ def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80
     2
     """
     for index, (name, x) in enumerate(values.items()):
-        density, edges = np.histogram(x.detach().flatten().numpy(), bins=bins, density=True)
-        ax.plot((edges[1:] + edges[:-1]) / 2, density, label=name, **_line(name, index))
-    ax.set_ylabel("density")
+        flat = x.detach().flatten().numpy()
+        seen = np.log10(np.abs(flat[flat != 0])) if log else flat
+        density, edges = np.histogram(seen, bins=bins, density=True)
+        centres = (edges[1:] + edges[:-1]) / 2
+        if log:
+            centres, density = 10**centres, density * len(seen) / len(flat)
+        ax.plot(centres, density, label=name, **_line(name, index))
+    if log:
+        ax.set_xscale("log")
+    ax.set_ylabel("density per decade" if log else "density")
     ax.legend()
 
 
@@ -281,10 +292,12 @@ def dashboard(
     updates: Mapping[str, Series],
     *,
     bins: int = 80,
+    log: bool = False,
 ) -> None:
     """The four figures of one network on axes (2, 2), by layer: three densities, and log10(update:data) against -3.
 
-    One legend for all four, with the names in `updates`, stands above them: the k-th layer of each mapping looks alike.
+    With `log` the densities are those of log10 |x|, as `densities_by_layer` draws them, over axes named |x|. One legend
+    for all four, with the names in `updates`, stands above them: the k-th layer of each mapping looks alike.
 
     >>> import torch
     >>> import matplotlib.pyplot as plt
@@ -298,9 +311,11 @@ def dashboard(
     """
     titles = ("activations", "their gradients", "weight gradients")
     for ax, title, values in zip(axes.flat, titles, (activations, gradients, weight_gradients), strict=False):
-        densities_by_layer(ax, values, bins=bins)
+        densities_by_layer(ax, values, bins=bins, log=log)
         ax.get_legend().remove()
         ax.set_title(title)
+        if log:
+            ax.set_xlabel("|x|")
     last = axes[1, 1]
     over_time(last, updates)
     last.get_legend().remove()

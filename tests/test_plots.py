@@ -291,3 +291,27 @@ def test_frames_become_one_picture():
     frame = plots.Frame("t", plots.Axis("x", 0, 1), plots.Axis("y", 0, 1), [plots.Curve("line", [0, 1], [0, 1], "", 0)])
     one, three = (plots.png([frame] * n) for n in (1, 3))
     assert one.startswith(b"\x89PNG") and three.startswith(b"\x89PNG") and one == plots.png([frame])
+
+
+def test_on_a_logarithmic_axis_a_density_is_that_of_the_logarithm_and_only_moves_with_the_scale(ax, normal):
+    x = normal(400, 50)
+    x[0, :] = 0
+    plots.densities_by_layer(ax, {"narrow": 1e-4 * x, "wide": 100 * x}, bins=40, log=True)
+    assert ax.get_xscale() == "log" and ax.get_ylabel() == "density per decade"
+    narrow, wide = map(drawn, ax.lines)
+    np.testing.assert_allclose(wide[0], 1e6 * narrow[0], rtol=1e-5)
+    np.testing.assert_allclose(wide[1], narrow[1], rtol=1e-3, atol=1e-3)
+    width = np.diff(np.log10(narrow[0]))
+    np.testing.assert_allclose(width, width[0], rtol=1e-5)
+    assert narrow[1].sum() * width[0] == pytest.approx(1 - 1 / 400)
+    peak = wide[0][wide[1].argmax()]
+    assert 70 < peak < 150
+
+
+def test_a_dashboard_may_stand_on_logarithmic_axes(normal):
+    axes = Figure(layout="constrained").subplots(2, 2)
+    kinds = [{"1": normal(4, 9), "2": normal(4, 9)} for _ in range(3)]
+    updates = {name: Series(torch.tensor([0, 10]), torch.tensor([-3.0, -2.5])) for name in ("1", "2")}
+    plots.dashboard(axes, *kinds, updates, log=True)
+    assert [ax.get_xscale() for ax in axes.flat] == ["log"] * 3 + ["linear"]
+    assert [ax.get_xlabel() for ax in axes.flat] == ["|x|"] * 3 + ["step"]
