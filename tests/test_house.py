@@ -23,7 +23,8 @@ ORDER = (
     *("checkup.gradients", "checkup.probe", "checkup.taken", "checkup.record", "checkup.report", "checkup.compare"),
     *("checkup.rules", "checkup.loss", "checkup.targets", "checkup.structure", "checkup.modes", "checkup.signal"),
     *("checkup.gradient", "checkup.step", "checkup.overfit", "checkup", "plots", "moving", "show"),
-    *("exercise.kinds", "exercise.start", "exercise.depth", "exercise.norms", "exercise.practice", "exercise"),
+    *("exercise.kinds", "exercise.start", "exercise.depth", "exercise.norms", "exercise.practice"),
+    *("exercise.beyond", "exercise"),
 )
 CONTRACT = {
     "rng": "generator",

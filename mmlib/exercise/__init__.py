@@ -7,10 +7,16 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from mmlib.exercise import depth, norms, practice, start
+from mmlib.exercise import beyond, depth, norms, practice, start
 from mmlib.exercise.kinds import Exercise, WrongType, shown
 
-EXERCISES: dict[str, Exercise] = {**start.EXERCISES, **depth.EXERCISES, **norms.EXERCISES, **practice.EXERCISES}
+EXERCISES: dict[str, Exercise] = {
+    **start.EXERCISES,
+    **depth.EXERCISES,
+    **norms.EXERCISES,
+    **practice.EXERCISES,
+    **beyond.EXERCISES,
+}
 """Every exercise that answers, by its label."""
 
 

@@ -648,7 +648,7 @@ _COUNT = 27 * 10 + (30 + 1) * 200 + (200 + 1) * 27
 _DEEP = 27 * 10 + 30 * 100 + 4 * 100 * 100 + 100 * 27 + 2 * (5 * 100 + 27)
 
 _REFERENCE = {
-    "ex-19-count": Numbers(
+    "ex-20-count": Numbers(
         {
             "tanh": Number(
                 "the parameters of the tanh stage",
@@ -681,7 +681,7 @@ _REFERENCE = {
             ),
         }
     ),
-    "ex-19-draws": Function(
+    "ex-20-draws": Function(
         "draw(g), the five tensors of the tanh stage",
         _draw,
         {f"for seed {seed}": lambda seed=seed: (seed,) for seed in (0, 1)},
@@ -693,7 +693,7 @@ _REFERENCE = {
         "torch.randn with this generator, in the order C, W1, b1, W2, b2.",
         observe=_and_batch,
     ),
-    "ex-19-n": Function(
+    "ex-20-n": Function(
         "the output of the stage's norm in training for a batch x (n, features), scale 1, shift 0, eps 0",
         lambda x: (x - x.mean(0)) / x.std(0),
         {"for 4 examples": lambda: (draws(4, 3),), "for 32": lambda: (draws(32, 3),)},
