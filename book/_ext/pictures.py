@@ -21,6 +21,13 @@ def figure(node):
     return around or node
 
 
+def stands_in(node):
+    """Whether the picture is one form of an output of which the page takes another, as of a moving figure."""
+    while node is not None and node.get("nb_element") != "mime_bundle":
+        node = node.parent
+    return node is not None and any(child.get("mime_type") == "text/html" for child in node.children)
+
+
 class Smaller(SphinxTransform):
     """Before Sphinx collects the pictures of a page, so that it copies the smaller file alone."""
 
@@ -28,6 +35,8 @@ class Smaller(SphinxTransform):
 
     def apply(self, **kwargs):
         for node in self.document.findall(nodes.image):
+            if stands_in(node):
+                continue
             # A warning fails the build after all pages have had their turn.
             if not node.get("alt", "").strip():
                 logger.warning("a picture without alternative text (mystnb.image.alt in the cell's metadata)",
