@@ -191,13 +191,13 @@ SHOWN = re.compile(rf"\bprint\(|\bplt\.|\bax(es)?\b.*\.\w+\(|^\s*({DRAWN})\(")
 
 
 def open_cells(path):
-    """Code that stands open on the page: not folded, and not part of a solution, which is."""
+    """Code that stands open on the page: not folded, not part of a solution, which is, and no `script` to be read whole."""
     solution = False
     for cell in read(path).cells:
         if cell.cell_type == "markdown":
             for kind in re.findall(r"\{solution-(start|end)\}", cell.source):
                 solution = kind == "start"
-        elif not solution and not {"hide-input", "hide-cell", "remove-input"} & set(cell.metadata.get("tags", [])):
+        elif not solution and not {"hide-input", "hide-cell", "remove-input", "script"} & set(cell.metadata.get("tags", [])):
             yield [line for line in cell.source.splitlines() if line.strip()]
 
 
