@@ -186,18 +186,19 @@ def test_every_module_is_in_the_reference():
 
 
 LONGEST = 12
+FOLDED = {"hide-input", "hide-cell", "remove-input", "script"}
 DRAWN = "look|points|intervals|differences|level|ticks|raster|shared_legend|against_rate|against_theory|over_time"
 SHOWN = re.compile(rf"\bprint\(|\bplt\.|\bax(es)?\b.*\.\w+\(|^\s*({DRAWN})\(")
 
 
 def open_cells(path):
-    """Code that stands open on the page: not folded, not part of a solution, which is, and no `script` to be read whole."""
+    """Code that stands open: not folded, no part of a solution, which is, and no `script` that is to be read whole."""
     solution = False
     for cell in read(path).cells:
         if cell.cell_type == "markdown":
             for kind in re.findall(r"\{solution-(start|end)\}", cell.source):
                 solution = kind == "start"
-        elif not solution and not {"hide-input", "hide-cell", "remove-input", "script"} & set(cell.metadata.get("tags", [])):
+        elif not solution and not FOLDED & set(cell.metadata.get("tags", [])):
             yield [line for line in cell.source.splitlines() if line.strip()]
 
 
