@@ -172,17 +172,12 @@ _NORM = {
         "The norm is x -> s x + c; W (s x + c) + b = (W diag s) x + (W c + b).",
     ),
     "ex-09-shallow": Choice(
-        "the cases in which BatchNorm is ahead",
+        "the gains at which BatchNorm is ahead",
         {
-            "1 layer, gain 0.3": "One layer alone loses some hundredths of a nat to weights that are too small.",
-            "1 layer, gain 10": "One saturated layer is enough to lose about a tenth of a nat.",
-            "6 layers, gain 0.3": "Six layers take the signal away, and no rate of the grid brings it back.",
-            "6 layers, gain 10": "Six saturated layers let little gradient through, at any rate of the grid.",
+            "gain 0.3": "One layer alone loses some hundredths of a nat to weights that are too small.",
+            "gain 10": "One saturated layer is enough to lose about a tenth of a nat.",
         },
-        {
-            "1 layer, gain 1": "The start is good without a norm, and the interval holds 0.",
-            "6 layers, gain 1": "The start is good without a norm, and the interval comes up to 0.",
-        },
+        {"gain 1": "The start is good without a norm, and the interval holds 0."},
     ),
 }
 
