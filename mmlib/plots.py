@@ -54,9 +54,9 @@ def _line(name: str, index: int) -> dict[str, Any]:
 def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80, log: bool = False) -> None:
     """One normalised histogram a layer, drawn as a line: values of any shape by the layer's name.
 
-    With `log` it is the density of log10 |x|, per decade, on a logarithmic axis: a needle and a wide curve have the
-    same shape there and differ in place. A normal distribution of standard deviation s has its peak at s. Zeros have no
-    place on that axis; the area under the line is the share of the others.
+    With `log` it is the density of log10 |x|, per decade, in ten bins a decade instead of `bins`, on logarithmic axes:
+    a needle and a wide curve have the same shape there and differ in place. A normal distribution of standard deviation
+    s has its peak at s. Zeros have no place on that axis; the area under the line is the share of the others.
 
     >>> import torch
     >>> import matplotlib.pyplot as plt
@@ -67,8 +67,13 @@ def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80
     """
     for index, (name, x) in enumerate(values.items()):
         flat = x.detach().flatten().numpy()
-        seen = np.log10(np.abs(flat[flat != 0])) if log else flat
-        density, edges = np.histogram(seen, bins=bins, density=True)
+        seen, edges = flat, bins
+        if log:
+            seen = np.log10(np.abs(flat[flat != 0]))
+            # Whole tenths: the smallest number is another one on another machine, and the largest |tanh| may be 1.
+            edges = np.arange(np.floor(10 * seen.min()), np.ceil(np.round(10 * seen.max(), 3)) + 1) / 10
+            seen = seen.clip(max=edges[-1])
+        density, edges = np.histogram(seen, bins=edges, density=True)
         centres = (edges[1:] + edges[:-1]) / 2
         if log:
             centres, density = 10**centres, density * len(seen) / len(flat)
