@@ -87,7 +87,7 @@ class Norm(nn.Module):
                 "use evaluation mode for single examples"
             )
 
-    def _scale_and_shift(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+    def _scale_and_shift(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         scale = _wide(self.weight).unsqueeze(-2)
         y = y * scale if self.bias is None else torch.addcmul(_wide(self.bias).unsqueeze(-2), y, scale)
         return y.to(dtype) if dtype in _HALF else y  # rounded once, at the end
