@@ -24,6 +24,8 @@ def shorten(app, doctree, docname):
         first = {}
         for link in details.findall(lambda node: isinstance(node, nodes.reference) and "refuri" in node):
             page, _, anchor = link["refuri"].partition("#")
+            if not page:  # an example on the library's own page
+                continue
             document = f"{docname.rpartition('/')[0]}/{page}".removeprefix("/").removesuffix(".html")
             first.setdefault(document, []).append((order.get((document, anchor), (0, 0)), link["refuri"]))
         paragraph = nodes.paragraph("", "Used in ", classes=["uses"])
@@ -33,7 +35,7 @@ def shorten(app, doctree, docname):
             text = f"{number[0]}. {title}" if number else title
             paragraph += [nodes.Text(", ")] if k else []
             paragraph += nodes.reference("", text, internal=True, refuri=min(first[document])[1])
-        details.parent.replace_self(paragraph)
+        details.parent.replace_self(paragraph if first else [])
 
 
 def linker(app):
