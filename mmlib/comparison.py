@@ -17,7 +17,7 @@ from mmlib.norm import calibrate
 from mmlib.stats import Interval, interval
 from mmlib.table import table
 from mmlib.trace import trace
-from mmlib.train import constant, descend, evaluate
+from mmlib.train import Schedule, constant, descend, evaluate
 
 _AT_ONCE = 64  # replicas in a stack; with twice as many a step of one of them takes longer again
 
@@ -163,6 +163,14 @@ def compare(
 
     Raises ValueError if there is no recipe, rates do not ascend from above 0, a seed occurs twice or fewer than two
     judge, or budgets are no whole numbers that ascend from 1; TypeError for a recipe that builds nothing.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> names = corpus()
+    >>> recipes = {'narrow': MLP(width=4, depth=1), 'wide': MLP(width=16, depth=1)}
+    >>> result = compare(recipes, names.train, names.dev, rates=(0.1, 0.3), choose=[0], judge=[1, 2], steps=20)
+    >>> result.best()['wide'].rate in (0.1, 0.3), sorted(result.differences('narrow'))
+    (True, ['wide'])
     """
     rates, choose, judge = tuple(map(float, rates)), tuple(choose), tuple(judge)
     budgets = (steps,) if isinstance(steps, int) else tuple(steps)
@@ -201,7 +209,7 @@ def _trained(
     dev: Examples,
     budgets: Sequence[int],
     size: int,
-    schedule: Callable[[int], float],
+    schedule: Schedule,
     calibrated: Examples | None,
 ) -> Tensor:
     """The losses (run, budget) of one recipe's stack of runs, each a rate and a seed."""
@@ -224,12 +232,12 @@ def _trained(
                 batches = map(partial(_rows, finite), itertools.chain(left, batches))
         if calibrated is not None:
             calibrate(replicas, repeated(calibrated, replicas))
-        reached = evaluate(replicas, dev).double()
+        reached = torch.as_tensor(evaluate(replicas, dev)).double()
         losses[alive, k] = reached.where(reached.isfinite(), math.inf)
     return losses
 
 
-def _scheduled(rates: Tensor, schedule: Callable[[int], float], done: int, index: int) -> Tensor:
+def _scheduled(rates: Tensor, schedule: Schedule, done: int, index: int) -> Tensor:
     return rates * schedule(done + index)
 
 
@@ -244,7 +252,8 @@ def _descended(
 
     `descend` refuses such a step, and that batch is the other replicas' next one: buffers are put back.
     """
-    taken, finite, left = 0, torch.ones(replicas.replicas, dtype=torch.bool), []
+    left: list[Examples] = []
+    taken, finite = 0, torch.ones(replicas.replicas, dtype=torch.bool)
     buffers = [buffer.clone() for buffer in replicas.buffers()]
 
     def copied(sources: Iterable[Tensor], targets: Iterable[Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Names, as text, as contexts and targets, as minibatches; and what counting alone can reach."""
+"""Names, as text, as contexts and targets, as minibatches."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from mmlib import rng
+from mmlib.baselines import counting_floor as counting_floor
+from mmlib.baselines import counting_loss as counting_loss
+from mmlib.examples import Examples as Examples
 
 BOUNDARY = "."
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
@@ -23,6 +26,10 @@ def read_names(path: str | PathLike[str] | None = None) -> list[str]:
 
     Raises FileNotFoundError if there is no such file, ValueError with the line number for a blank line, a byte-order
     mark, a carriage return, or any character but a to z, and for an empty file.
+
+    >>> names = read_names()
+    >>> len(names), names[0].islower()
+    (32000, True)
     """
     file = resources.files("mmlib").joinpath("names.txt") if path is None else Path(path)
     if not file.is_file():
@@ -51,7 +58,14 @@ def _check_line(place: str, line: bytes) -> None:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The symbols of a corpus: the boundary "." as 0, then its characters in order."""
+    """The symbols of a corpus: the boundary "." as 0, then its characters in order.
+
+    >>> vocabulary = Vocabulary.of(['ada', 'bea'])
+    >>> vocabulary.encode('bea')
+    [2, 4, 1]
+    >>> vocabulary.decode([2, 3, 1, 0])
+    'bda.'
+    """
 
     characters: tuple[str, ...]
 
@@ -90,6 +104,10 @@ def split(names: Sequence[str], *fractions: float, generator: torch.Generator) -
     """The names in random order, cut into parts of the given fractions; no name is in two parts unless it repeats.
 
     Raises ValueError unless the fractions are positive, sum to 1, and leave no part empty.
+
+    >>> from mmlib.rng import generator
+    >>> [len(part) for part in split(['ada', 'bea', 'cleo', 'dora'], 0.75, 0.25, generator=generator(0, 'split'))]
+    [3, 1]
     """
     if not fractions or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-9):
         raise ValueError(f"fractions: positive numbers that sum to 1 are needed, got {fractions}")
@@ -101,27 +119,15 @@ def split(names: Sequence[str], *fractions: float, generator: torch.Generator) -
     return [shuffled[a:b] for a, b in pairwise(cuts)]
 
 
-class Examples(NamedTuple):
-    """Contexts (..., n, block_size) and targets (..., n): symbols, and the symbol that follows them."""
-
-    contexts: Tensor
-    targets: Tensor
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both hold the same numbers in the same shapes."""
-        return isinstance(other, Examples) and all(map(torch.equal, self, other))
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 def examples(names: Sequence[str], vocabulary: Vocabulary, block_size: int) -> Examples:
     """Every symbol of every name, its closing boundary included, as a target after the `block_size` symbols before it.
 
     Contexts that reach back beyond the start are filled with the boundary. Raises ValueError if there is no name, if
     block_size is below 1, or for a character outside the vocabulary.
+
+    >>> contexts, targets = examples(['ab'], Vocabulary.of(['ab']), 2)
+    >>> contexts.tolist(), targets.tolist()
+    ([[0, 0], [0, 1], [1, 2]], [1, 2, 0])
     """
     if block_size < 1:
         raise ValueError(f"block_size: at least 1 is needed, got {block_size}")
@@ -146,7 +152,11 @@ class Corpus(NamedTuple):
 
 
 def corpus(block_size: int = 3, *, path: str | PathLike[str] | None = None, seed: int = 0) -> Corpus:
-    """The names of `read_names(path)`, 80 % to train on, 10 % to choose by (dev), 10 % to test once, as examples."""
+    """The names of `read_names(path)`, 80 % to train on, 10 % to choose by (dev), 10 % to test once, as examples.
+
+    >>> corpus().train.contexts.shape[1:], len(corpus().vocabulary)
+    (torch.Size([3]), 27)
+    """
     names = read_names(path)
     vocabulary = Vocabulary.of(names)
     parts = split(names, 0.8, 0.1, 0.1, generator=rng.generator(seed, "split"))
@@ -183,9 +193,9 @@ class Minibatches:
             index = index if self.stacked else index[:, 0]
             given = 0
             try:
-                for batch in map(Examples, self.data.contexts[index], self.data.targets[index]):
+                for contexts, targets in zip(self.data.contexts[index], self.data.targets[index], strict=True):
                     given += 1
-                    yield batch
+                    yield Examples(contexts, targets)
             finally:
                 if given < shape[0]:
                     for g, start, end in zip(self.generators, before, after, strict=True):
@@ -201,6 +211,10 @@ def minibatches(
 
     With a sequence of R generators, minibatches for R stacked models: contexts (R, size, block_size), each replica's
     own stream. Raises ValueError for a size below 1, negative steps, no data, or R = 0.
+
+    >>> batches = minibatches(corpus().train, 32, 100, generator=rng.generator(0, 'batches'))
+    >>> len(batches), next(iter(batches)).contexts.shape
+    (100, torch.Size([32, 3]))
     """
     if size < 1:
         raise ValueError(f"size: at least 1 is needed, got {size}")
@@ -209,60 +223,7 @@ def minibatches(
     if data.targets.dim() != 1 or not len(data.targets):
         raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
     stacked = isinstance(generator, Sequence)
-    generators = tuple(generator) if stacked else (generator,)
+    generators = tuple(generator) if isinstance(generator, Sequence) else (generator,)
     if not generators:
         raise ValueError("generator: at least one is needed, got an empty sequence")
     return Minibatches(data, size, steps, tuple(map(rng.given, generators)), stacked)
-
-
-def _symbols(data: Examples, order: int) -> tuple[Tensor, Tensor]:
-    """The last `order` symbols of every context, as one number that stands for them, and the targets."""
-    block_size = data.contexts.shape[-1]
-    if not 0 <= order <= block_size:
-        raise ValueError(f"order: 0 to block_size = {block_size} symbols of context are there, got {order}")
-    if data.targets.dim() != 1 or not len(data.targets):
-        raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
-    contexts, targets = (x.long() for x in data)
-    if min(int(contexts.min()), int(targets.min())) < 0:
-        raise ValueError("data: symbols of 0 or more are needed, got a negative one")
-    code = torch.zeros_like(targets)
-    for symbol in contexts[:, block_size - order :].T:
-        code = _pair(code, symbol)
-    return code, targets
-
-
-def _pair(a: Tensor, b: Tensor) -> Tensor:
-    """Numbers from 0 on, below len(a), that are equal where both a and b are."""
-    return torch.unique(a * (b.max() + 1) + b, return_inverse=True)[1]
-
-
-def counting_floor(data: Examples, order: int) -> float:
-    """The least cross-entropy, in nats a symbol, that any model which sees `order` symbols can reach on `data`.
-
-    H(target | last `order` symbols), from counts on the same data: 0 is the unigram entropy.
-    Raises ValueError for an order outside 0 to block_size, no data, or a negative symbol.
-    """
-    contexts, targets = _symbols(data, order)
-    seen, both = torch.bincount(contexts)[contexts], _pair(contexts, targets)
-    return float((seen / torch.bincount(both)[both].double()).log().mean())
-
-
-def counting_loss(seen: Examples, data: Examples, order: int, *, tokens: int, smoothing: float = 1.0) -> float:
-    """The cross-entropy on `data`, in nats a symbol, of counts on `seen` with `smoothing` added to each of them.
-
-    Raises ValueError for an order outside 0 to block_size, smoothing that is not positive and finite, no data, or a
-    symbol that is not among `tokens`.
-    """
-    if not 0 < smoothing < math.inf:
-        raise ValueError(f"smoothing: a positive number is needed, got {smoothing}")
-    largest = max((int(x.max()) for x in (*seen, *data) if x.numel()), default=0)
-    if largest >= tokens:
-        raise ValueError(f"tokens: symbol {largest} is outside the vocabulary, 0 to {tokens - 1}")
-    contexts, targets = _symbols(Examples(*map(torch.cat, zip(seen, data, strict=True))), order)
-    both, n = _pair(contexts, targets), len(seen.targets)
-
-    def count(of: Tensor) -> Tensor:
-        """How often each of `data` was in `seen`."""
-        return torch.bincount(of[:n], minlength=int(of.max()) + 1)[of[n:]].double()
-
-    return float(((count(contexts) + smoothing * tokens).log() - (count(both) + smoothing).log()).mean())

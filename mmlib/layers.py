@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from mmlib import rng
 from mmlib.activations import Activation
 from mmlib.init import LECUN, Orthogonal, VarianceScaling
+from mmlib.losses import cross_entropy as cross_entropy
+from mmlib.losses import integers, outside
 
 Init = VarianceScaling | Orthogonal
-
-_IGNORE_NOTHING = torch.iinfo(torch.int64).min  # F.cross_entropy leaves out targets of -100 unless told otherwise
 
 
 class Linear(nn.Module):
     """y = x W^T + b, with W of shape (fan_out, fan_in) as in torch.nn.Linear, and b = 0 at the start.
 
     Maps (..., batch, fan_in) to (..., batch, fan_out). Raises ValueError where the shapes do not fit.
+
+    >>> Linear(30, 200, generator=rng.generator(0, 'weights'))(torch.zeros(32, 30)).shape
+    torch.Size([32, 200])
     """
 
     def __init__(
@@ -55,6 +58,9 @@ class Embedding(nn.Module):
 
     Maps integers (..., batch, block) to (..., batch, block, dim). Raises ValueError for a symbol outside the
     vocabulary, or where the leading axes do not fit.
+
+    >>> Embedding(27, 10, generator=rng.generator(0, 'weights'))(torch.zeros(32, 3, dtype=torch.long)).shape
+    torch.Size([32, 3, 10])
     """
 
     def __init__(self, tokens: int, dim: int, *, generator: torch.Generator) -> None:
@@ -63,19 +69,19 @@ class Embedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
-        x = _integers("Embedding", "symbols", x)
+        x = x if x.dtype == torch.int64 else integers("Embedding", "symbols", x)
         if weight.dim() == 2:
             try:
                 return F.embedding(x, weight)
             except IndexError as error:
-                raise ValueError(_outside(x, len(weight))) from error
+                raise ValueError(outside(x, len(weight))) from error
         *leading, tokens, _ = weight.shape
         if x.shape[:-2] != weight.shape[:-2]:
             raise ValueError(f"Embedding: symbols {tuple(x.shape)} do not fit weight {tuple(weight.shape)}")
         if x.numel():
             low, high = x.aminmax()
             if low < 0 or high >= tokens:
-                raise ValueError(_outside(x, tokens))
+                raise ValueError(outside(x, tokens))
         rows = x + tokens * torch.arange(math.prod(leading), device=x.device).view(*leading, 1, 1)
         return weight.flatten(0, -2).index_select(0, rows.flatten()).unflatten(0, x.shape)
 
@@ -83,19 +89,12 @@ class Embedding(nn.Module):
         return f"{self.weight.shape[-2]}, {self.weight.shape[-1]}"
 
 
-def _integers(place: str, what: str, x: Tensor) -> Tensor:
-    if x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise ValueError(f"{place}: integer {what} are needed, got {x.dtype}")
-    return x.long()
-
-
-def _outside(x: Tensor, tokens: int) -> str:
-    where = ((x < 0) | (x >= tokens)).nonzero()[0].tolist()
-    return f"symbol {int(x[tuple(where)])} at position {where} is outside the vocabulary, 0 to {tokens - 1}"
-
-
 class Flatten(nn.Module):
-    """Joins the last two axes: (..., batch, block, dim) to (..., batch, block * dim). Raises ValueError for fewer."""
+    """Joins the last two axes: (..., batch, block, dim) to (..., batch, block * dim). Raises ValueError for fewer.
+
+    >>> Flatten()(torch.zeros(32, 3, 10)).shape
+    torch.Size([32, 30])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 2:
@@ -104,7 +103,12 @@ class Flatten(nn.Module):
 
 
 class Nonlinearity(nn.Module):
-    """An activation function as a layer: h = phi(x), elementwise."""
+    """An activation function as a layer: h = phi(x), elementwise.
+
+    >>> from mmlib.activations import RELU
+    >>> Nonlinearity(RELU)(torch.tensor([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
+    """
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()
@@ -121,6 +125,9 @@ class Maxout(nn.Module):
     """h_j = max_k (x W_jk^T + b_jk): the largest of `pieces` affine functions for each of fan_out units.
 
     Not elementwise: it has weights of its own. Goodfellow et al. (2013), section 3.
+
+    >>> Maxout(30, 200, generator=rng.generator(0, 'weights'))(torch.zeros(32, 30)).shape
+    torch.Size([32, 200])
     """
 
     def __init__(
@@ -137,28 +144,3 @@ class Maxout(nn.Module):
 
     def extra_repr(self) -> str:
         return f"pieces={self.pieces}"
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The mean of -log softmax(logits)[target] over the batch, in nats.
-
-    Logits (..., batch, classes) and integer targets (..., batch) give a loss of shape (...): one per model.
-    Raises ValueError for a target outside the classes, an empty batch, other kinds of numbers, or where the shapes do
-    not fit.
-    """
-    if logits.dim() < 2 or logits.shape[:-1] != targets.shape:
-        raise ValueError(f"cross_entropy: logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}")
-    if not logits.is_floating_point():
-        raise ValueError(f"cross_entropy: floating-point logits are needed, got {logits.dtype}")
-    if not targets.shape[-1]:
-        raise ValueError(f"cross_entropy: at least one example is needed, got targets {tuple(targets.shape)}")
-    targets = _integers("cross_entropy", "targets", targets)
-    try:
-        if logits.dim() == 2:
-            return F.cross_entropy(logits, targets, ignore_index=_IGNORE_NOTHING)
-        losses = F.cross_entropy(
-            logits.flatten(0, -2), targets.flatten(), ignore_index=_IGNORE_NOTHING, reduction="none"
-        )
-    except IndexError as error:
-        raise ValueError(f"cross_entropy: target {_outside(targets, logits.shape[-1])}") from error
-    return losses.view(targets.shape).mean(-1)

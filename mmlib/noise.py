@@ -31,6 +31,12 @@ def noise(seed: int) -> Iterator[None]:
 
     Monte Carlo arithmetic: Parker (1997); Denis, de Oliveira Castro and Petit (2016). Raises TypeError unless `seed` is
     an integer.
+
+    >>> x = torch.ones(1000)
+    >>> with noise(1):
+    ...     total = x.sum()
+    >>> abs(total.item() - 1000) < 1e-3
+    True
     """
     with _Noise(generator=generator(seed, "noise")):
         yield
@@ -44,7 +50,9 @@ class _Noise(TorchFunctionMode):
         self._u = torch.randint(-1, 2, (_DRAWN,), generator=generator, dtype=torch.int8)
         self._factors: dict[torch.dtype, Tensor] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
         if name in _ROUNDED:

@@ -15,6 +15,12 @@ class Value:
     Raises TypeError for an operand that is not a real number; ValueError, ZeroDivisionError or OverflowError where a
     value or a derivative would not be a finite number, such as log 0, 1 / 0, 0 ** -1 or exp 1000.
     Rumelhart et al. (1986).
+
+    >>> x = Value(3.0)
+    >>> y = x * x + 2 * x
+    >>> y.backward()
+    >>> y.data, x.grad
+    (15.0, 8.0)
     """
 
     __slots__ = ("_parents", "data", "grad")
@@ -22,8 +28,8 @@ class Value:
     def __init__(self, data: float) -> None:
         if not isinstance(data, Real):
             raise TypeError(f"Value: a real number is needed, got {data!r} of type {type(data).__name__}")
-        self.data = float(data)
-        self.grad = 0.0
+        self.data: float = float(data)
+        self.grad: float = 0.0
         self._parents: tuple[tuple[Value, float], ...] = ()
 
     def __repr__(self) -> str:
@@ -84,10 +90,11 @@ class Value:
         """A copy of this value and of all it was made from, however long the chain."""
         for value in _parents_first(self):
             if id(value) not in memo:
-                twin = memo[id(value)] = Value(value.data)
+                memo[id(value)] = twin = Value(value.data)
                 twin.grad = value.grad
                 twin._parents = tuple((memo[id(parent)], local) for parent, local in value._parents)
-        return memo[id(self)]
+        copied: Value = memo[id(self)]
+        return copied
 
     def backward(self) -> None:
         """Adds d self / d value to the `grad` of every value that self was made from, and 1 to that of self.

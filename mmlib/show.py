@@ -1,8 +1,7 @@
-"""What depends on who is looking: a definition's own source for a chapter, and whether a person is watching at all."""
+"""A definition's own source, for a chapter."""
 
 import ast
 import inspect
-import sys
 import textwrap
 from typing import Any
 
@@ -11,6 +10,10 @@ def source(obj: Any) -> str:
     """The source of a class or function, each docstring cut to its first line.
 
     Raises TypeError for an object that has no source of its own, such as a number or an instance.
+
+    >>> from mmlib.train import constant
+    >>> source(constant).split('\\n')[0]
+    'def constant(lr: Rate) -> Schedule:'
     """
     try:
         text = textwrap.dedent(inspect.getsource(obj))
@@ -21,7 +24,7 @@ def source(obj: Any) -> str:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and ast.get_docstring(node, clean=False):
             first, last = node.body[0].lineno, node.body[0].end_lineno
-            if last > first:
+            if last and last > first:
                 opening = lines[first - 1].rstrip()
                 if opening.endswith('"""'):  # the text begins on the next line
                     opening += lines[first].strip()
@@ -31,20 +34,13 @@ def source(obj: Any) -> str:
 
 
 def show(*objects: Any) -> None:
-    """Display the definitions of classes or functions in a notebook, as highlighted Python."""
+    """Display the definitions of classes or functions in a notebook, as highlighted Python.
+
+    >>> from mmlib.train import constant
+    >>> show(constant)
+    <IPython.core.display.Markdown object>
+    """
     from IPython.display import Markdown, display
 
     code = "\n\n\n".join(source(obj) for obj in objects)
     display(Markdown(f"```python\n{code}\n```"))
-
-
-def watched() -> bool:
-    """Whether a person can see what is written to standard error now: a terminal, or a notebook open in a browser.
-
-    A notebook that is executed to be stored or compared has nobody who could answer `input()`; its kernel is told so
-    with every cell.
-    """
-    kernel = getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
-    if kernel is not None:
-        return bool(kernel.get_parent("shell").get("content", {}).get("allow_stdin", False))
-    return sys.stderr is not None and sys.stderr.isatty()

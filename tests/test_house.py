@@ -5,6 +5,7 @@ import importlib
 import inspect
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +16,15 @@ import mmlib
 
 ROOT = Path(mmlib.__file__).parent
 ORDER = (
-    *("rng", "noise", "gaussian", "activations", "init", "show", "layers", "data", "scalar", "backward"),
-    *("undisturbed", "norm", "ensemble", "trace", "models", "history", "checkpoint", "train", "stats", "table"),
-    *("comparison", "meanfield"),
+    *("rng", "gaussian", "activations", "init", "losses", "layers", "examples", "baselines", "data"),
+    *("undisturbed", "norm", "models", "ensemble", "history", "checkpoint", "progress", "trace", "train"),
+    *("stats", "meanfield", "noise", "table", "comparison", "scalar", "backward"),
     *("checkup.found", "checkup.row", "checkup.functions", "checkup.terms", "checkup.watch", "checkup.traced"),
     *("checkup.gradients", "checkup.probe", "checkup.taken", "checkup.record", "checkup.report", "checkup.compare"),
     *("checkup.rules", "checkup.loss", "checkup.targets", "checkup.structure", "checkup.modes", "checkup.signal"),
-    *("checkup.gradient", "checkup.step", "checkup.overfit", "checkup", "plots"),
-    *("exercise.kinds", "exercise.start", "exercise.depth", "exercise.norms", "exercise.practice", "exercise"),
+    *("checkup.gradient", "checkup.step", "checkup.overfit", "checkup", "plots", "moving", "show"),
+    *("exercise.kinds", "exercise.start", "exercise.depth", "exercise.norms", "exercise.practice"),
+    *("exercise.beyond", "exercise"),
 )
 CONTRACT = {
     "rng": "generator",
@@ -30,25 +32,30 @@ CONTRACT = {
     "gaussian": "expectation",
     "activations": "Activation STEP IDENTITY SIGMOID TANH RELU LEAKY_RELU ELU GELU SILU ACTIVATIONS",
     "init": "VarianceScaling Orthogonal LECUN XAVIER PYTORCH kaiming schemes",
+    "losses": "cross_entropy",
     "layers": "Linear Embedding Flatten Nonlinearity Maxout",
     "norm": "standardize BatchNorm1d LayerNorm GroupNorm RMSNorm fold calibrate",
     "scalar": "Value",
     "backward": "linear_backward activation_backward standardize_backward cross_entropy_backward",
+    "examples": "Examples",
+    "baselines": "counting_floor counting_loss",
+    "progress": "",
     "data": "read_names Vocabulary split Examples examples minibatches counting_floor",
     "models": "MLP sample",
     "ensemble": "stack unstack",
     "history": "Step Series History",
     "undisturbed": "undisturbed",
-    "trace": "trace Trace undisturbed",
+    "trace": "trace Trace undisturbed layer_outputs",
     "checkpoint": "save resume",
     "train": "descend train evaluate constant drop",
     "stats": "rms saturation dead grad_data_ratios update_ratios distances",
     "table": "table",
     "comparison": "compare Comparison Best",
-    "meanfield": "",
+    "meanfield": "expected_saturation expected_first_loss",
     "checkup": "checkup overfit compare Report",
-    "plots": "densities_by_layer over_time raster interval differences against_rate against_theory level ticks "
+    "plots": "densities_by_layer over_time raster intervals differences against_rate against_theory level ticks "
     "shared_legend",
+    "moving": "Slider Choice Grid Mark Panel Number Moving Game Check Fault",
     "exercise": "check EXERCISES",
     "show": "show",
 }
@@ -94,6 +101,11 @@ def test_every_file_has_its_place_in_the_order():
     assert CONTRACT.keys() == {name for name in ORDER if "." not in name}  # the inside of a package is its own
 
 
+def test_the_map_is_the_order():
+    """What `help(mmlib)` shows, in the order in which imports run downhill."""
+    assert re.findall(r"^    (\w+)  ", mmlib.__doc__, re.M) == [name for name in ORDER if "." not in name]
+
+
 @every_module
 def test_imports_run_downhill(name):
     for imported in own_imports(SOURCES[name]):
@@ -130,6 +142,8 @@ def public(name):
     module = importlib.import_module(f"mmlib.{name}")
     for key, obj in vars(module).items():
         if key.startswith("_") or getattr(obj, "__module__", None) != module.__name__:
+            continue
+        if getattr(obj, "__name__", key) != key:  # a second name, kept for those who know it
             continue
         if inspect.isfunction(obj) or inspect.isclass(obj):
             yield key, obj
@@ -220,3 +234,11 @@ def test_nothing_happens_at_import(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert json.loads(done.stdout) == {"changed": [], "opened": [], "loaded": []}
+
+
+def test_pytest_runs_without_a_cache():
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "tests/test_rng.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,6 +1,10 @@
 import math
+import os
+import subprocess
+import sys
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special
 
+import mmlib
+from mmlib import meanfield
 from mmlib.activations import ACTIVATIONS, ELU, GELU, IDENTITY, LEAKY_RELU, RELU, SIGMOID, SILU, STEP, TANH, Activation
 from mmlib.data import Examples
 from mmlib.gaussian import expectation
@@ -17,9 +23,9 @@ from mmlib.meanfield import (
     chi,
     correlation_map,
     expected_first_loss,
+    expected_saturation,
     fixed_point,
     propagate,
-    saturation,
     variance_map,
 )
 from mmlib.models import MLP
@@ -153,8 +159,8 @@ def test_tanh_at_five_thirds():
     q = fixed_point(TANH, 5 / 3)
     assert q == pytest.approx(1.1785, abs=5e-5)
     assert math.sqrt(variance_map(q, TANH, 1.0)) == pytest.approx(0.6513, abs=5e-5)
-    assert saturation(q, TANH, 0.97) == pytest.approx(0.0539, abs=5e-5)
-    assert saturation(q, TANH) == pytest.approx(0.0148, abs=5e-5)
+    assert expected_saturation(q, TANH, 0.97) == pytest.approx(0.0539, abs=5e-5)
+    assert expected_saturation(q, TANH) == pytest.approx(0.0148, abs=5e-5)
     assert chi(q, TANH, 5 / 3) == pytest.approx(1.2098, abs=5e-5)
     assert chi(q, TANH, 5 / 3) ** 25 == pytest.approx(117, abs=0.5)  # the square root, 50 layers
 
@@ -234,7 +240,8 @@ def test_saturation_of_activations_that_can_be_inverted(q):
         (ELU, 0.9, tail(0.9 / std) / 2 + tail(math.log(10) / std) / 2),
     ]
     for activation, threshold, expected in cases:
-        assert saturation(q, activation, threshold) == pytest.approx(expected, rel=1e-11, abs=1e-300), activation
+        share = expected_saturation(q, activation, threshold)
+        assert share == pytest.approx(expected, rel=1e-11, abs=1e-300), activation
 
 
 @every_activation
@@ -243,15 +250,15 @@ def test_saturation_of_any_activation_is_a_share_of_quantiles(activation, thresh
     n, q = 200_001, 2.0
     z = torch.from_numpy(special.ndtri((np.arange(n) + 0.5) / n))
     share = float((activation(math.sqrt(q) * z).abs() > threshold).double().mean())
-    assert saturation(q, activation, threshold) == pytest.approx(share, abs=5 / n)
+    assert expected_saturation(q, activation, threshold) == pytest.approx(share, abs=5 / n)
 
 
 def test_saturation_far_in_the_tail_keeps_its_digits():
-    assert saturation(0.01, IDENTITY, 3.0) == pytest.approx(tail(30), rel=1e-10) and tail(30) < 1e-190
+    assert expected_saturation(0.01, IDENTITY, 3.0) == pytest.approx(tail(30), rel=1e-10) and tail(30) < 1e-190
 
 
 def test_saturation_of_a_layer_on_thirty_normal_inputs():
-    assert saturation(30.0, TANH) == pytest.approx(0.629, abs=5e-4)  # weights N(0, 1)
+    assert expected_saturation(30.0, TANH) == pytest.approx(0.629, abs=5e-4)  # weights N(0, 1)
 
 
 # Layer by layer.
@@ -290,7 +297,7 @@ def test_propagation_is_the_maps_applied_again_and_again(activation):
     for layer in range(7):
         assert float(p.q[layer]) == pytest.approx(q, rel=1e-12)
         assert float(p.chi[layer]) == pytest.approx(chi(q, activation, gain), rel=1e-12)
-        assert float(p.saturation[layer]) == pytest.approx(saturation(q, activation, 0.3), rel=1e-12)
+        assert float(p.saturation[layer]) == pytest.approx(expected_saturation(q, activation, 0.3), rel=1e-12)
         following = variance_map(q, activation, gain)
         assert float(p.rms[layer]) == pytest.approx(math.sqrt(following) / gain, rel=1e-12)
         growth = math.prod(float(x) for x in p.chi[layer:-1]) ** 0.5
@@ -300,7 +307,7 @@ def test_propagation_is_the_maps_applied_again_and_again(activation):
 
 def test_one_layer():
     numbers = [float(x) for x in propagate(IDENTITY, 3.0, 1, 2.0)]
-    assert numbers == pytest.approx([18, 18**0.5, saturation(18.0, IDENTITY), 9, 1], rel=1e-12)
+    assert numbers == pytest.approx([18, 18**0.5, expected_saturation(18.0, IDENTITY), 9, 1], rel=1e-12)
 
 
 def test_a_signal_that_is_gone():
@@ -489,8 +496,8 @@ def test_what_is_no_variance_and_no_gain_is_refused(bad):
         ("gain", lambda: fixed_point(TANH, bad)),
         ("q", lambda: chi(bad, TANH, 1.0)),
         ("gain", lambda: chi(1.0, TANH, bad)),
-        ("q", lambda: saturation(bad, TANH)),
-        ("threshold", lambda: saturation(1.0, TANH, bad)),
+        ("q", lambda: expected_saturation(bad, TANH)),
+        ("threshold", lambda: expected_saturation(1.0, TANH, bad)),
         ("gain", lambda: propagate(TANH, bad, 3)),
         ("q0", lambda: propagate(TANH, 1.0, 3, bad)),
         ("threshold", lambda: propagate(TANH, 1.0, 3, threshold=bad)),
@@ -510,3 +517,47 @@ def test_other_arguments_out_of_range_are_refused():
     for c in (1.0000001, -1.1, math.nan):
         with pytest.raises(ValueError, match=f"c: a number from -1 to 1 is needed, got {c}"):
             correlation_map(c, 1.0, TANH, 1.0)
+
+
+# Within torch.inference_mode
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mmlib.__file__).parent.parent)}
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gains_and_derivatives_are_the_same_in_inference_mode(name):
+    fresh, x = Activation("fresh", ACTIVATIONS[name].phi), randn(4, 5)
+    expected = ACTIVATIONS[name].gain, ACTIVATIONS[name].backward_gain, ACTIVATIONS[name].derivative(x)
+    with torch.inference_mode():
+        inside = fresh.gain, fresh.backward_gain, fresh.derivative(x)
+        assert torch.equal(fresh.derivative(x * 1), expected[2])
+    assert inside[:2] == expected[:2] == (fresh.gain, fresh.backward_gain)
+    assert torch.equal(inside[2], expected[2])
+
+
+def test_theory_is_the_same_in_inference_mode_and_after_it():
+    activation = Activation("fresh", torch.tanh)
+    meanfield._nodes.cache_clear()
+    with torch.inference_mode():
+        inside = meanfield.chi(2.0, activation, 1.5)
+    assert inside == meanfield.chi(2.0, activation, 1.5) == meanfield.chi(2.0, TANH, 1.5) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+def test_the_first_loss_of_wide_logits_takes_little_memory():
+    code = (
+        "from mmlib.meanfield import expected_first_loss; print(expected_first_loss(100., 27)); "
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    loss, kilobytes = map(float, done.stdout.split())
+    assert loss == pytest.approx(100 * 1.9969, abs=0.3) and kilobytes < 900_000

@@ -99,7 +99,7 @@ def _answers(seen: Record, row: Row) -> bool:
 
 @cache
 def _saturated(std: float) -> float:
-    return meanfield.saturation(std**2, TANH, 0.99)
+    return meanfield.expected_saturation(std**2, TANH, 0.99)
 
 
 DECADES = 2

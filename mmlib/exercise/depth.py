@@ -32,16 +32,36 @@ def _by_hand(z: list, W: list, phi: Activation, last: Tensor, *, turned=False, l
     return deltas
 
 
+# Written down, as propagate through thousands of layers takes a second; the chapter's solution counts them anew.
+_LAYERS = {1: 72, 20: 1848}
+
 _DEPTH = {
-    "ex-05-tenth": Number(
-        "after how many layers a tenth of the gradient is left, for ReLU at gain 1.3",
-        math.log(0.1) / math.log(1.3 / 2**0.5),
+    "ex-05-tenth": Numbers(
         {
-            math.log(0.1)
-            / math.log(1.3**2 / 2): "1.3^2/2 is the factor on the mean square; the gradient has its root.",
-            math.log(10) / math.log(1.3): "ReLU takes half of the squares: the factor is 1.3/sqrt(2), below 1.",
-        },
-        "The factor is 1.3/sqrt(2) in each layer.",
+            "ReLU": Number(
+                "after how many layers a tenth of the gradient is left, for ReLU at gain 1.3",
+                math.log(0.1) / math.log(1.3 / 2**0.5),
+                {
+                    math.log(0.1)
+                    / math.log(1.3**2 / 2): "1.3^2/2 is the factor on the mean square; the gradient has its root.",
+                    math.log(10) / math.log(1.3): "ReLU takes half of the squares: the factor is 1.3/sqrt(2), below 1.",
+                },
+                "The factor is 1.3/sqrt(2) in each layer.",
+            ),
+            **{
+                f"tanh, from layer {start}": Number(
+                    f"how many layers from layer {start} on, for tanh at gain 1",
+                    layers,
+                    {
+                        90: "That takes chi of layer 20 for all layers; it comes closer to 1 from layer to layer.",
+                        99 * start: "That is the approximation for deep layers; count with propagate.",
+                    },
+                    "growth[start - 1] / growth[m - 1] of propagate(TANH, 1, depth) first reaches 1/10 at layer m.",
+                    0.02,
+                )
+                for start, layers in _LAYERS.items()
+            },
+        }
     ),
     "ex-05-sigmoid": Function(
         "keeping_gain(activation)",

@@ -11,7 +11,7 @@ from mmlib.activations import ELU, RELU, TANH
 from mmlib.data import Examples, counting_floor
 from mmlib.exercise.kinds import Choice, Exercise, Function, Number, Numbers
 from mmlib.gaussian import expectation
-from mmlib.meanfield import expected_first_loss, saturation
+from mmlib.meanfield import expected_first_loss, expected_saturation
 from mmlib.models import MLP
 from mmlib.stats import dead
 
@@ -343,7 +343,7 @@ _ACTIVATION = {
 
 
 def _beyond(q: float) -> float:
-    return saturation(q, TANH)
+    return expected_saturation(q, TANH)
 
 
 def _gain_for(share: float, threshold: float) -> float:
