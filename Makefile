@@ -41,14 +41,17 @@ OMP_NUM_THREADS ?= 1
 MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export OMP_NUM_THREADS MKL_NUM_THREADS
 
-.PHONY: help env book test test-noise test-portable faults execute reproduce serve check lint clean distclean mutation
+.PHONY: help env book test test-noise test-portable faults execute reproduce serve check lighthouse pdf zip lint clean distclean mutation
 
 help:
 	@echo 'make book            install what is needed, execute the chapters, build the site'
 	@echo 'make test            unit tests, then every chapter with every output compared'
 	@echo 'make serve           the built site on http://localhost:$(PORT) (PORT=...)'
 	@echo 'make execute         run the chapters and store their outputs (CHAPTERS=book/02-*.ipynb)'
-	@echo 'make check           examine the built pages: links, images, foreign requests, accessibility'
+	@echo 'make check           examine the built pages: links, weight, formulas, print, accessibility'
+	@echo 'make pdf             each chapter and the whole book as PDF, in the site (needs Chromium)'
+	@echo 'make zip             the site as one file that works without a server'
+	@echo 'make lighthouse      measure five pages as a phone loads them (needs Chromium and npm)'
 	@echo 'make test-noise      every chapter again under rounding noise (SEEDS="1 2 3")'
 	@echo 'make test-portable   every chapter again, for other instruction sets and thread counts'
 	@echo 'make faults          faults planted in the library, each to be seen by a unit test and by a chapter (NAMES=...)'
@@ -142,6 +145,23 @@ serve: env
 check: env .venv/.installed-check
 	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }
 	$(BIN)/python -m pytest tests/site $(ARGS)
+
+pdf zip: env .venv/.installed-check
+	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }
+	@$(BIN)/python tools/take.py $@
+
+LIGHTHOUSE := .cache/lighthouse/node_modules/.package-lock.json
+
+$(LIGHTHOUSE): tests/site/package.json tests/site/package-lock.json | .cache/ready
+	@command -v npm >/dev/null || { echo 'npm was not found; on Debian and Ubuntu: apt install npm' >&2; exit 1; }
+	mkdir -p .cache/lighthouse
+	cp tests/site/package.json tests/site/package-lock.json .cache/lighthouse
+	cd .cache/lighthouse && npm ci --no-audit --no-fund --cache ../npm
+	@touch $@
+
+lighthouse: env .venv/.installed-check $(LIGHTHOUSE)
+	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }
+	@$(BIN)/python tests/site/lighthouse.py
 
 lint: env
 	$(BIN)/ruff check .

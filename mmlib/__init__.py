@@ -43,6 +43,7 @@ The derivation
 The diagnosis, drawing, practice
     checkup      findings about any module
     plots        numbers onto Axes
+    moving       figures that move under the reader's hand
     show         a definition's own source
     exercise     a reader's answer against cases that catch the usual mistakes
 """

@@ -17,6 +17,13 @@ class Activation:
     """An elementwise function phi with a name.
 
     `phi` maps a tensor of any shape to one of the same shape, and may have a kink or a jump at 0 only.
+
+    >>> RELU(torch.tensor([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
+    >>> round(RELU.gain, 4), round(TANH.gain, 4)
+    (1.4142, 1.5925)
+    >>> RELU.derivative(torch.tensor([-1.0, 2.0])).tolist()
+    [0.0, 1.0]
     """
 
     name: str

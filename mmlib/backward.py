@@ -28,6 +28,11 @@ def linear_backward(grad: Tensor, x: Tensor, weight: Tensor) -> LinearGrad:
 
     Shapes: grad (..., batch, fan_out), x (..., batch, fan_in), weight (..., fan_out, fan_in). Raises ValueError where
     they do not fit.
+
+    >>> import torch
+    >>> grad, x, weight = torch.ones(2, 1), torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[5.0, 6.0]])
+    >>> [g.tolist() for g in linear_backward(grad, x, weight)]
+    [[[5.0, 6.0], [5.0, 6.0]], [[4.0, 6.0]], [2.0]]
     """
     leading, batch, fan_out, fan_in = grad.shape[:-2], grad.shape[-2:-1], grad.shape[-1:], x.shape[-1:]
     for input_, shape in ((x, batch + fan_in), (weight, fan_out + fan_in)):
@@ -52,6 +57,11 @@ def activation_backward(grad: Tensor, x: Tensor, activation: Activation) -> Tens
     """Back through h = phi(x): dL/dx = g phi'(x), elementwise, since h_ij depends on x_ij alone.
 
     Raises ValueError unless grad and x have one shape.
+
+    >>> import torch
+    >>> from mmlib.activations import RELU
+    >>> activation_backward(torch.ones(2), torch.tensor([-1.0, 2.0]), RELU).tolist()
+    [0.0, 1.0]
     """
     _check_shape("activation_backward", grad, "x", x)
     return grad * activation.derivative(x)
@@ -68,6 +78,11 @@ def standardize_backward(grad: Tensor, y: Tensor, var: Tensor, eps: float, dim: 
     `dim` is -2, the batch, for batch normalisation and -1, the features, for layer normalisation; `var` broadcasts
     against y and has length 1 along `dim`, or lacks that axis. With statistics that do not depend on x, as in
     evaluation, g / s is all. Raises ValueError for shapes that do not fit. Ioffe and Szegedy (2015), section 3.
+
+    >>> import torch
+    >>> y = torch.tensor([[-1.0], [1.0]])
+    >>> standardize_backward(torch.tensor([[1.0], [0.0]]), y, torch.ones(1, 1), 0.0, -2).tolist()
+    [[0.0], [0.0]]
     """
     _check_shape("standardize_backward", grad, "y", y)
     mean_grad, mean_product = grad.mean(dim, keepdim=True), (grad * y).mean(dim, keepdim=True)
@@ -92,6 +107,10 @@ def cross_entropy_backward(logits: Tensor, targets: Tensor) -> Tensor:
     Each example's loss is log sum_k exp z_k - z_target: the first term's derivative is softmax(z), the second's -1 at
     the target. Logits (..., batch, classes), integer targets (..., batch); where there are leading axes, each model has
     the gradient of its own loss. Raises ValueError for a target outside the classes, or shapes that do not fit.
+
+    >>> import torch
+    >>> cross_entropy_backward(torch.zeros(1, 2), torch.tensor([1])).tolist()
+    [[0.5, -0.5]]
     """
     if logits.shape[:-1] != targets.shape:
         raise ValueError(

@@ -21,6 +21,16 @@ def save(path: str | PathLike[str], model: nn.Module, history: History, *, gener
 
     `generator` is what the minibatches are drawn from, one or a sequence. What draws from the global random state, such
     as torch's Dropout, is not part of it. Raises OSError if the file cannot be written; an older one is then as it was.
+
+    >>> import tempfile
+    >>> from mmlib import data, models, rng, train
+    >>> names, g = data.corpus(), rng.generator(0, 'batches')
+    >>> model = models.MLP(width=8, depth=1).build(rng.generator(0, 'weights'))
+    >>> history = train.train(model, data.minibatches(names.dev, 32, 10, generator=g), lr=0.1)
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     save(f'{place}/run', model, history, generator=g)
+    ...     len(resume(f'{place}/run', model, generator=g).loss.steps)
+    10
     """
     path = Path(path)
     run = {
@@ -50,6 +60,17 @@ def resume(path: str | PathLike[str], model: nn.Module, *, generator: Generators
 
     200 steps at once are then 100 and 100, bit by bit. Raises FileNotFoundError if there is no such file, ValueError if
     it is no run, or the run of another model or number of generators: all are then as they were.
+
+    >>> import tempfile
+    >>> from mmlib import models
+    >>> from mmlib.rng import generator
+    >>> g, model = generator(0, 'batches'), models.MLP(width=8, depth=1).build(generator(0, 'weights'))
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     try:
+    ...         resume(f'{place}/run', model, generator=g)
+    ...     except FileNotFoundError as error:
+    ...         print(type(error).__name__)
+    FileNotFoundError
     """
     path = Path(path)
     if not path.is_file():

@@ -163,6 +163,14 @@ def compare(
 
     Raises ValueError if there is no recipe, rates do not ascend from above 0, a seed occurs twice or fewer than two
     judge, or budgets are no whole numbers that ascend from 1; TypeError for a recipe that builds nothing.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> names = corpus()
+    >>> recipes = {'narrow': MLP(width=4, depth=1), 'wide': MLP(width=16, depth=1)}
+    >>> result = compare(recipes, names.train, names.dev, rates=(0.1, 0.3), choose=[0], judge=[1, 2], steps=20)
+    >>> result.best()['wide'].rate in (0.1, 0.3), sorted(result.differences('narrow'))
+    (True, ['wide'])
     """
     rates, choose, judge = tuple(map(float, rates)), tuple(choose), tuple(judge)
     budgets = (steps,) if isinstance(steps, int) else tuple(steps)

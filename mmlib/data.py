@@ -26,6 +26,10 @@ def read_names(path: str | PathLike[str] | None = None) -> list[str]:
 
     Raises FileNotFoundError if there is no such file, ValueError with the line number for a blank line, a byte-order
     mark, a carriage return, or any character but a to z, and for an empty file.
+
+    >>> names = read_names()
+    >>> len(names), names[0].islower()
+    (32000, True)
     """
     file = resources.files("mmlib").joinpath("names.txt") if path is None else Path(path)
     if not file.is_file():
@@ -54,7 +58,14 @@ def _check_line(place: str, line: bytes) -> None:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The symbols of a corpus: the boundary "." as 0, then its characters in order."""
+    """The symbols of a corpus: the boundary "." as 0, then its characters in order.
+
+    >>> vocabulary = Vocabulary.of(['ada', 'bea'])
+    >>> vocabulary.encode('bea')
+    [2, 4, 1]
+    >>> vocabulary.decode([2, 3, 1, 0])
+    'bda.'
+    """
 
     characters: tuple[str, ...]
 
@@ -93,6 +104,10 @@ def split(names: Sequence[str], *fractions: float, generator: torch.Generator) -
     """The names in random order, cut into parts of the given fractions; no name is in two parts unless it repeats.
 
     Raises ValueError unless the fractions are positive, sum to 1, and leave no part empty.
+
+    >>> from mmlib.rng import generator
+    >>> [len(part) for part in split(['ada', 'bea', 'cleo', 'dora'], 0.75, 0.25, generator=generator(0, 'split'))]
+    [3, 1]
     """
     if not fractions or min(fractions) <= 0 or not math.isclose(sum(fractions), 1, abs_tol=1e-9):
         raise ValueError(f"fractions: positive numbers that sum to 1 are needed, got {fractions}")
@@ -109,6 +124,10 @@ def examples(names: Sequence[str], vocabulary: Vocabulary, block_size: int) -> E
 
     Contexts that reach back beyond the start are filled with the boundary. Raises ValueError if there is no name, if
     block_size is below 1, or for a character outside the vocabulary.
+
+    >>> contexts, targets = examples(['ab'], Vocabulary.of(['ab']), 2)
+    >>> contexts.tolist(), targets.tolist()
+    ([[0, 0], [0, 1], [1, 2]], [1, 2, 0])
     """
     if block_size < 1:
         raise ValueError(f"block_size: at least 1 is needed, got {block_size}")
@@ -133,7 +152,11 @@ class Corpus(NamedTuple):
 
 
 def corpus(block_size: int = 3, *, path: str | PathLike[str] | None = None, seed: int = 0) -> Corpus:
-    """The names of `read_names(path)`, 80 % to train on, 10 % to choose by (dev), 10 % to test once, as examples."""
+    """The names of `read_names(path)`, 80 % to train on, 10 % to choose by (dev), 10 % to test once, as examples.
+
+    >>> corpus().train.contexts.shape[1:], len(corpus().vocabulary)
+    (torch.Size([3]), 27)
+    """
     names = read_names(path)
     vocabulary = Vocabulary.of(names)
     parts = split(names, 0.8, 0.1, 0.1, generator=rng.generator(seed, "split"))
@@ -188,6 +211,10 @@ def minibatches(
 
     With a sequence of R generators, minibatches for R stacked models: contexts (R, size, block_size), each replica's
     own stream. Raises ValueError for a size below 1, negative steps, no data, or R = 0.
+
+    >>> batches = minibatches(corpus().train, 32, 100, generator=rng.generator(0, 'batches'))
+    >>> len(batches), next(iter(batches)).contexts.shape
+    (100, torch.Size([32, 3]))
     """
     if size < 1:
         raise ValueError(f"size: at least 1 is needed, got {size}")

@@ -89,6 +89,11 @@ def stack(models: Sequence[nn.Sequential], *, probe: Tensor | None = None) -> En
     Raises ValueError if there is no model, if architectures, shapes, dtypes, modes or what is frozen differ, if two
     layers share a parameter, if there is a hook, or if a layer gives another result in the stack than alone; TypeError
     for anything but an nn.Sequential whose layers broadcast over leading axes.
+
+    >>> from mmlib.models import MLP
+    >>> many = stack([MLP(width=8, depth=1).build(generator(r, 'weights')) for r in range(4)])
+    >>> many.replicas, many(torch.zeros(4, 32, 3, dtype=torch.long)).shape
+    (4, torch.Size([4, 32, 27]))
     """
     models = list(models)
     if not models:
@@ -134,8 +139,10 @@ def _inputs(model: nn.Sequential, rows: int, *, generator: torch.Generator) -> I
     for features in dict.fromkeys(shape[-1] for shape in shapes):
         for trailing in ((), (1,)):
             yield torch.randn(rows, features, *trailing, generator=generator, dtype=torch.float64).to(dtype)
-    tokens, dim = (*shapes, (1, 1))[0][0], shapes[0][-1]
-    for block in dict.fromkeys((*(shape[-1] // dim for shape in shapes if not shape[-1] % dim), *range(1, 9))):
+    if not shapes:
+        return
+    tokens, dim = shapes[0][0], shapes[0][-1]
+    for block in dict.fromkeys((*(shape[-1] // dim for shape in shapes if not shape[-1] % dim), *range(2, 9))):
         yield torch.randint(tokens, (rows, block), generator=generator)
 
 
@@ -188,7 +195,14 @@ def _close(x: Tensor, y: Tensor) -> bool:
 
 
 def unstack(ensemble: Ensemble) -> list[nn.Sequential]:
-    """The R models, each with its own copy of the weights and buffers. Raises TypeError for a single model."""
+    """The R models, each with its own copy of the weights and buffers. Raises TypeError for a single model.
+
+    >>> from mmlib.models import MLP
+    >>> recipe = MLP(width=8, depth=1)
+    >>> first, second = unstack(stack([recipe.build(generator(r, 'weights')) for r in range(2)]))
+    >>> torch.equal(second.output.weight, recipe.build(generator(1, 'weights')).output.weight)
+    True
+    """
     if not isinstance(ensemble, Ensemble):
         raise TypeError(f"ensemble: a stacked model, made by stack, is needed, got {type(ensemble).__name__}")
     models = []
@@ -209,7 +223,11 @@ def unstack(ensemble: Ensemble) -> list[nn.Sequential]:
 
 
 def check_batch(model: nn.Module, batch: Examples) -> None:
-    """Raises ValueError unless a stacked model is given a batch with its leading axis, a single model one without."""
+    """Raises ValueError unless a stacked model is given a batch with its leading axis, a single model one without.
+
+    >>> from mmlib.data import corpus
+    >>> check_batch(nn.Sequential(), corpus().dev)
+    """
     shape = tuple(batch.contexts.shape)
     if isinstance(model, Ensemble):
         if len(shape) != 3 or shape[0] != model.replicas:
@@ -221,7 +239,14 @@ def check_batch(model: nn.Module, batch: Examples) -> None:
 
 
 def repeated(data: Examples, model: nn.Module) -> Examples:
-    """The same examples for every replica of a stacked model, without a copy; for a single model, `data` itself."""
+    """The same examples for every replica of a stacked model, without a copy; for a single model, `data` itself.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> many = stack([MLP(width=8, depth=1).build(generator(r, 'weights')) for r in range(4)])
+    >>> repeated(corpus().dev, many).contexts.shape[0]
+    4
+    """
     if not isinstance(model, Ensemble):
         return data
     return Examples(*(_expand(x, model.replicas) for x in data))

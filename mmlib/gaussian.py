@@ -17,6 +17,10 @@ def quadrature(breaks: Sequence[float] = (0.0,)) -> tuple[Tensor, Tensor]:
     """Nodes z and weights w, float64, with sum(w * f(z)) = E f(Z) for Z ~ N(0, 1).
 
     Gauss-Legendre quadrature on panels at most 1/4 wide over [-12, 12], with a panel edge at every break.
+
+    >>> nodes, weights = quadrature()
+    >>> round(float(weights.sum()), 6), round(float((weights * nodes**2).sum()), 6)
+    (1.0, 1.0)
     """
     inner = sorted({-_LIMIT, *(b for b in breaks if -_LIMIT < b < _LIMIT), _LIMIT})
     edges = [np.linspace(a, b, math.ceil((b - a) / _PANEL) + 1)[:-1] for a, b in pairwise(inner)]
@@ -32,6 +36,9 @@ def expectation(f: Callable[[Tensor], Tensor], breaks: Sequence[float] = (0.0,))
 
     `f` takes a tensor of any shape and works elementwise. `breaks` lists the points where f or its derivative jumps;
     away from them f should be smooth. The error is then below 1e-12 for functions of moderate growth.
+
+    >>> round(expectation(lambda z: z**4), 6)
+    3.0
     """
     z, w = quadrature(breaks)
     return float((w * f(z)).sum())

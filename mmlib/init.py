@@ -43,6 +43,12 @@ class VarianceScaling:
 
     Raises ValueError for an unknown fan or law, or a gain that is negative or not finite.
     LeCun et al. (1998), section 4.6; Glorot and Bengio (2010), section 4.2; He et al. (2015), section 2.2.
+
+    >>> from mmlib.rng import generator
+    >>> round(VarianceScaling(gain=5 / 3).std(200, 30), 4)  # 5/3 / sqrt(30)
+    0.3043
+    >>> LECUN(200, 30, generator=generator(0, 'weights')).shape
+    torch.Size([200, 30])
     """
 
     gain: float = 1.0
@@ -73,6 +79,11 @@ class Orthogonal:
 
     Uniform over such matrices: the Q of a Gaussian matrix's QR decomposition, with the signs of R's diagonal.
     Raises ValueError for a gain that is negative or not finite. Saxe et al. (2014), section 3.
+
+    >>> from mmlib.rng import generator
+    >>> W = Orthogonal()(3, 5, generator=generator(0, 'weights'))
+    >>> torch.allclose(W @ W.T, torch.eye(3), atol=1e-5)
+    True
     """
 
     gain: float = 1.0
@@ -100,12 +111,22 @@ PYTORCH = VarianceScaling(gain=1 / math.sqrt(3), law="uniform")  # the default o
 
 
 def kaiming(activation: Activation) -> VarianceScaling:
-    """gain / sqrt(fan_in), with the gain computed from the activation that follows. He et al. (2015), section 2.2."""
+    """gain / sqrt(fan_in), with the gain computed from the activation that follows. He et al. (2015), section 2.2.
+
+    >>> from mmlib.activations import RELU
+    >>> kaiming(RELU)
+    VarianceScaling(gain=1.414213562373095, fan='in', law='normal')
+    """
     return VarianceScaling(gain=activation.gain)
 
 
 def schemes(activation: Activation) -> dict[str, VarianceScaling | Orthogonal]:
-    """The schemes that the book compares, by name, for layers followed by `activation`."""
+    """The schemes that the book compares, by name, for layers followed by `activation`.
+
+    >>> from mmlib.activations import TANH
+    >>> list(schemes(TANH))
+    ['standard normal', 'LeCun', 'Xavier', 'PyTorch default', 'Kaiming', 'orthogonal']
+    """
     return {
         "standard normal": VarianceScaling(fan="one"),
         "LeCun": LECUN,

@@ -23,6 +23,9 @@ class Linear(nn.Module):
     """y = x W^T + b, with W of shape (fan_out, fan_in) as in torch.nn.Linear, and b = 0 at the start.
 
     Maps (..., batch, fan_in) to (..., batch, fan_out). Raises ValueError where the shapes do not fit.
+
+    >>> Linear(30, 200, generator=rng.generator(0, 'weights'))(torch.zeros(32, 30)).shape
+    torch.Size([32, 200])
     """
 
     def __init__(
@@ -55,6 +58,9 @@ class Embedding(nn.Module):
 
     Maps integers (..., batch, block) to (..., batch, block, dim). Raises ValueError for a symbol outside the
     vocabulary, or where the leading axes do not fit.
+
+    >>> Embedding(27, 10, generator=rng.generator(0, 'weights'))(torch.zeros(32, 3, dtype=torch.long)).shape
+    torch.Size([32, 3, 10])
     """
 
     def __init__(self, tokens: int, dim: int, *, generator: torch.Generator) -> None:
@@ -84,7 +90,11 @@ class Embedding(nn.Module):
 
 
 class Flatten(nn.Module):
-    """Joins the last two axes: (..., batch, block, dim) to (..., batch, block * dim). Raises ValueError for fewer."""
+    """Joins the last two axes: (..., batch, block, dim) to (..., batch, block * dim). Raises ValueError for fewer.
+
+    >>> Flatten()(torch.zeros(32, 3, 10)).shape
+    torch.Size([32, 30])
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 2:
@@ -93,7 +103,12 @@ class Flatten(nn.Module):
 
 
 class Nonlinearity(nn.Module):
-    """An activation function as a layer: h = phi(x), elementwise."""
+    """An activation function as a layer: h = phi(x), elementwise.
+
+    >>> from mmlib.activations import RELU
+    >>> Nonlinearity(RELU)(torch.tensor([-1.0, 2.0])).tolist()
+    [0.0, 2.0]
+    """
 
     def __init__(self, activation: Activation) -> None:
         super().__init__()
@@ -110,6 +125,9 @@ class Maxout(nn.Module):
     """h_j = max_k (x W_jk^T + b_jk): the largest of `pieces` affine functions for each of fan_out units.
 
     Not elementwise: it has weights of its own. Goodfellow et al. (2013), section 3.
+
+    >>> Maxout(30, 200, generator=rng.generator(0, 'weights'))(torch.zeros(32, 30)).shape
+    torch.Size([32, 200])
     """
 
     def __init__(

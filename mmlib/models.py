@@ -27,6 +27,13 @@ class MLP:
 
     Raises ValueError for a size below 1 (a depth below 0), or a confidence that is negative or not finite; TypeError if
     `norm` is a layer, not what makes one.
+
+    >>> from mmlib.rng import generator
+    >>> model = MLP(width=100, depth=1).build(generator(0, 'weights'))
+    >>> [name for name, _ in model.named_children()]
+    ['embedding', 'flatten', 'linear1', 'act1', 'output']
+    >>> model(torch.zeros(32, 3, dtype=torch.long)).shape
+    torch.Size([32, 27])
     """
 
     tokens: int = 27
@@ -81,6 +88,12 @@ def sample(
     """One name, drawn character by character from the model in evaluation mode, cut off after `max_length`.
 
     The model is left as found. Raises ValueError for a block_size below 1, or logits that give no probabilities.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.rng import generator
+    >>> model = MLP(width=100, depth=1).build(generator(0, 'weights'))
+    >>> sample(model, corpus().vocabulary, 3, generator=generator(0, 'sample')).islower()
+    True
     """
     if block_size < 1:
         raise ValueError(f"block_size: at least 1 is needed, got {block_size}")

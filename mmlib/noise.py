@@ -31,6 +31,12 @@ def noise(seed: int) -> Iterator[None]:
 
     Monte Carlo arithmetic: Parker (1997); Denis, de Oliveira Castro and Petit (2016). Raises TypeError unless `seed` is
     an integer.
+
+    >>> x = torch.ones(1000)
+    >>> with noise(1):
+    ...     total = x.sum()
+    >>> abs(total.item() - 1000) < 1e-3
+    True
     """
     with _Noise(generator=generator(seed, "noise")):
         yield

@@ -29,6 +29,10 @@ def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
     The deviations are squared, not the values: E x^2 - (E x)^2 cancels in float32 when the mean is large.
     Raises ValueError if the axis is empty.
+
+    >>> mean, var = moments(torch.tensor([[1.0], [3.0]]), 0)
+    >>> mean.item(), var.item()
+    (2.0, 1.0)
     """
     if not x.shape[dim]:
         raise ValueError(f"moments: no mean along the empty axis {dim} of {tuple(x.shape)}")
@@ -41,13 +45,21 @@ def standardize(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     """(x - mean) / sqrt(var + eps): zero mean and unit variance if these are x's own. Ioffe and Szegedy (2015), 3.
 
     Computed in float32, and given so, for half precision.
+
+    >>> x = torch.tensor([[1.0], [3.0]])
+    >>> standardize(x, *moments(x, 0), 1e-5).round(decimals=4).tolist()
+    [[-1.0], [1.0]]
     """
     x, var = _wide(x), _wide(var)
     return (x - mean) * torch.rsqrt(var + eps)
 
 
 class Norm(nn.Module):
-    """A learned scale (weight, 1 at the start) and shift (bias, 0) for each feature, around a standardisation."""
+    """A learned scale (weight, 1 at the start) and shift (bias, 0) for each feature, around a standardisation.
+
+    >>> Norm(3, eps=1e-5).weight.tolist()
+    [1.0, 1.0, 1.0]
+    """
 
     def __init__(self, features: int, *, eps: float, shift: bool = True) -> None:
         super().__init__()
@@ -75,10 +87,10 @@ class Norm(nn.Module):
                 "use evaluation mode for single examples"
             )
 
-    def _scale_and_shift(self, y: Tensor) -> Tensor:
+    def _scale_and_shift(self, y: Tensor, dtype: torch.dtype) -> Tensor:
         scale = _wide(self.weight).unsqueeze(-2)
         y = y * scale if self.bias is None else torch.addcmul(_wide(self.bias).unsqueeze(-2), y, scale)
-        return y.to(self.weight.dtype) if self.weight.dtype in _HALF else y  # rounded once, at the end
+        return y.to(dtype) if dtype in _HALF else y  # rounded once, at the end
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[-1]}, eps={self.eps}"
@@ -93,6 +105,12 @@ class BatchNorm1d(Norm):
 
     Raises ValueError for a batch of one in training, an input that does not fit or is not floating point, eps not
     positive, or momentum that is no number from 0 to 1. Ioffe and Szegedy (2015), algorithms 1 and 2.
+
+    >>> norm = BatchNorm1d(1)
+    >>> norm(torch.tensor([[1.0], [3.0]])).round(decimals=2).tolist()
+    [[-1.0], [1.0]]
+    >>> round(norm.running_mean.item(), 2)
+    0.2
     """
 
     running_mean: Tensor
@@ -133,14 +151,13 @@ class BatchNorm1d(Norm):
 
     def _evaluated(self, x: Tensor) -> Tensor:
         mean, var = self.running_mean.unsqueeze(-2), self.running_var.unsqueeze(-2)
-        return self._scale_and_shift(standardize(x, mean, var, self.eps))
+        return self._scale_and_shift(standardize(x, mean, var, self.eps), x.dtype)
 
     def _check(self, x: Tensor) -> None:
         super()._check(x)
         if x.shape[:-2] != self.weight.shape[:-1]:
             raise ValueError(f"BatchNorm1d: input {tuple(x.shape)} does not fit weight {tuple(self.weight.shape)}")
 
-    @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, n: int, momentum: float) -> None:
         for running, new in ((self.running_mean, mean), (self.running_var, var * (n / (n - 1)))):
             running.lerp_(new.view_as(running).to(running.dtype), momentum)
@@ -154,6 +171,9 @@ class LayerNorm(Norm):
 
     Raises ValueError for an input that does not fit or is not floating point, or eps not positive.
     Ba, Kiros and Hinton (2016), section 3.
+
+    >>> LayerNorm(4)(torch.tensor([[1.0, 1.0, 3.0, 3.0]])).round(decimals=2).tolist()
+    [[-1.0, -1.0, 1.0, 1.0]]
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5) -> None:
@@ -161,7 +181,7 @@ class LayerNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        return self._scale_and_shift(standardize(x, *moments(x, -1), self.eps))
+        return self._scale_and_shift(standardize(x, *moments(x, -1), self.eps), x.dtype)
 
 
 class GroupNorm(Norm):
@@ -169,6 +189,9 @@ class GroupNorm(Norm):
 
     One group is layer normalisation. Raises ValueError if the groups do not divide the features, and as LayerNorm.
     Wu and He (2018), section 3.
+
+    >>> GroupNorm(2, 4)(torch.tensor([[1.0, 3.0, 10.0, 30.0]])).round(decimals=2).tolist()
+    [[-1.0, 1.0, -1.0, 1.0]]
     """
 
     def __init__(self, groups: int, features: int, *, eps: float = 1e-5) -> None:
@@ -180,7 +203,7 @@ class GroupNorm(Norm):
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
         grouped = x.unflatten(-1, (self.groups, -1))
-        return self._scale_and_shift(standardize(grouped, *moments(grouped, -1), self.eps).flatten(-2))
+        return self._scale_and_shift(standardize(grouped, *moments(grouped, -1), self.eps).flatten(-2), x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.groups}, {super().extra_repr()}"
@@ -190,6 +213,9 @@ class RMSNorm(Norm):
     """Divides each row by its root mean square, x / sqrt(mean x^2 + eps), then scales: no mean, no shift.
 
     Raises ValueError as LayerNorm. Zhang and Sennrich (2019), section 4.
+
+    >>> RMSNorm(2)(torch.tensor([[2.0, -2.0]])).round(decimals=2).tolist()
+    [[1.0, -1.0]]
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5) -> None:
@@ -197,8 +223,8 @@ class RMSNorm(Norm):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        x = _wide(x)
-        return self._scale_and_shift(x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps))
+        y = _wide(x)
+        return self._scale_and_shift(y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps), x.dtype)
 
 
 def _chain(model: nn.Module, place: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -224,6 +250,14 @@ def calibrate(model: nn.Sequential, data: Examples) -> None:
 
     Raises ValueError for fewer than two examples, or statistics that are not finite; TypeError for what is no
     nn.Sequential, or has a layer within that keeps statistics of another kind.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> model = MLP(depth=1, width=8, norm=BatchNorm1d).build(generator(0, 'weights'))
+    >>> calibrate(model, corpus().dev)
+    >>> bool(model.norm1.running_mean.any())
+    True
     """
     n = data.targets.shape[-1]
     if n < 2:
@@ -251,6 +285,12 @@ def fold(linear: Linear, norm: BatchNorm1d) -> Linear:
     Neither argument is changed.
 
     Raises ValueError if the sizes differ, TypeError for other kinds of layer.
+
+    >>> from mmlib.rng import generator
+    >>> linear, norm = Linear(3, 4, generator=generator(0, 'weights')), BatchNorm1d(4).eval()
+    >>> x = torch.randn(5, 3, generator=generator(0, 'x'))
+    >>> torch.allclose(fold(linear, norm)(x), norm(linear(x)), atol=1e-6)
+    True
     """
     if not isinstance(linear, Linear) or not isinstance(norm, BatchNorm1d):
         raise TypeError(f"fold: a Linear and a BatchNorm1d are needed, got {type(linear)} and {type(norm)}")

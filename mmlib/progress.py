@@ -8,7 +8,11 @@ T = TypeVar("T")
 
 
 def bar(steps: Iterable[T], total: int | None, shown: bool) -> Iterator[T]:
-    """The steps, with a bar if it is to be shown and somebody can see it. It is gone afterwards."""
+    """The steps, with a bar if it is to be shown and somebody can see it. It is gone afterwards.
+
+    >>> list(bar(range(3), 3, shown=False))
+    [0, 1, 2]
+    """
     if not (shown and watched()):
         return iter(steps)
     from tqdm import tqdm  # no more is needed to import the library than to compute with it
@@ -21,6 +25,9 @@ def watched() -> bool:
 
     A notebook that is executed to be stored or compared has nobody who could answer `input()`; its kernel is told so
     with every cell.
+
+    >>> watched() in (True, False)
+    True
     """
     kernel = getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
     if kernel is not None:

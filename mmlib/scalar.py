@@ -15,6 +15,12 @@ class Value:
     Raises TypeError for an operand that is not a real number; ValueError, ZeroDivisionError or OverflowError where a
     value or a derivative would not be a finite number, such as log 0, 1 / 0, 0 ** -1 or exp 1000.
     Rumelhart et al. (1986).
+
+    >>> x = Value(3.0)
+    >>> y = x * x + 2 * x
+    >>> y.backward()
+    >>> y.data, x.grad
+    (15.0, 8.0)
     """
 
     __slots__ = ("_parents", "data", "grad")

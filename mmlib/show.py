@@ -5,13 +5,15 @@ import inspect
 import textwrap
 from typing import Any
 
-from mmlib.progress import watched as watched
-
 
 def source(obj: Any) -> str:
     """The source of a class or function, each docstring cut to its first line.
 
     Raises TypeError for an object that has no source of its own, such as a number or an instance.
+
+    >>> from mmlib.train import constant
+    >>> source(constant).split('\\n')[0]
+    'def constant(lr: Rate) -> Schedule:'
     """
     try:
         text = textwrap.dedent(inspect.getsource(obj))
@@ -32,7 +34,12 @@ def source(obj: Any) -> str:
 
 
 def show(*objects: Any) -> None:
-    """Display the definitions of classes or functions in a notebook, as highlighted Python."""
+    """Display the definitions of classes or functions in a notebook, as highlighted Python.
+
+    >>> from mmlib.train import constant
+    >>> show(constant)
+    <IPython.core.display.Markdown object>
+    """
     from IPython.display import Markdown, display
 
     code = "\n\n\n".join(source(obj) for obj in objects)

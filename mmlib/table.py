@@ -73,6 +73,11 @@ def table(
     `sign` puts a + before positive numbers, as for differences, in all columns or in some. No line ends in a space.
 
     Raises ValueError if rows differ in length, or columns, digits or sign do not fit; TypeError for any other cell.
+
+    >>> print(table({'tanh': [0.5, 12], 'ReLU': [0.25, 7]}, ['rms', 'units']))
+            rms  units
+    tanh  0.500     12
+    ReLU  0.250      7
     """
     cells = [list(row) if _is_row(row) else [row] for row in rows.values()]
     width = len(cells[0]) if cells else len(columns)

@@ -33,6 +33,10 @@ def layer_outputs(model: nn.Sequential, x: Tensor) -> Iterator[tuple[str, Tensor
 
     Raises TypeError if the model is not a chain, ValueError if it has no layer or uses one layer object twice, for
     whose outputs there would be one name.
+
+    >>> model = nn.Sequential(nn.Flatten(), nn.ReLU())
+    >>> {name: tuple(y.shape) for name, y in layer_outputs(model, torch.zeros(4, 2, 3))}
+    {'0': (4, 6), '1': (4, 6)}
     """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model: an nn.Sequential is needed to trace layer by layer, got {type(model).__name__}")
@@ -59,6 +63,13 @@ def trace(model: nn.Sequential, batch: Examples) -> Trace:
     The model is left as found: buffers, modes, `.grad` and the global random state.
     Raises ValueError if the batch does not fit the model, or the model shares a layer object; RuntimeError within
     torch.inference_mode, where there are no gradients.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> t = trace(MLP(width=8, depth=1).build(generator(0, 'weights')), corpus().dev)
+    >>> round(float(t.loss), 1), t.output_grads['act1'].shape == t.outputs['act1'].shape
+    (3.3, True)
     """
     check_batch(model, batch)
     if torch.is_inference_mode_enabled():
@@ -85,6 +96,14 @@ def first_not_finite(model: nn.Sequential, batch: Examples, replicas: slice | li
     """The name of the first layer whose output on the batch has a nan or an infinity, None if there is none.
 
     `replicas` restricts it to some of several stacked models.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> model = MLP(width=8, depth=1).build(generator(0, 'weights'))
+    >>> _ = model.linear1.weight.data.fill_(float('inf'))
+    >>> first_not_finite(model, corpus().dev)
+    'linear1'
     """
     with undisturbed(model), torch.no_grad():
         outputs = layer_outputs(model, batch.contexts)
@@ -95,6 +114,12 @@ def first_not_finite_gradient(model: nn.Sequential, batch: Examples, replicas: s
     """The layer, on the way back from the loss, whose backward pass first gives a nan or an infinity.
 
     "the loss" if that is the loss itself; None if all gradients are finite.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> first_not_finite_gradient(MLP(width=8, depth=1).build(generator(0, 'weights')), corpus().dev) is None
+    True
     """
     seen = trace(model, batch)
     after = "the loss"

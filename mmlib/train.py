@@ -3,7 +3,7 @@
 import math
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from numbers import Real
 
@@ -25,12 +25,21 @@ _EVALUATED_AT_ONCE = 2**15
 
 
 def constant(lr: Rate) -> Schedule:
-    """The same learning rate at every step."""
+    """The same learning rate at every step.
+
+    >>> constant(0.1)(7)
+    0.1
+    """
     return lambda index: lr
 
 
 def drop(lr: Rate, at: int, to: Rate) -> Schedule:
-    """The learning rate `lr` before step `at`, `to` from it on."""
+    """The learning rate `lr` before step `at`, `to` from it on.
+
+    >>> schedule = drop(0.1, at=100, to=0.01)
+    >>> schedule(99), schedule(100)
+    (0.1, 0.01)
+    """
     return lambda index: lr if index < at else to
 
 
@@ -53,6 +62,14 @@ def descend(
     arose, when the loss or a gradient is nan or infinite: that step is not taken, though buffers such as running means
     have seen its batch. With a dictionary as `diverged`, stacked models to which that happens stand still from then on,
     parameters and buffers, their sentences in it, while the others go on; it is raised when none is left.
+
+    >>> from mmlib.data import corpus, minibatches
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> model = MLP(width=8, depth=1).build(generator(0, 'weights'))
+    >>> batches = minibatches(corpus().train, 32, 3, generator=generator(0, 'batches'))
+    >>> [step.index for step in descend(model, batches, lr=0.1)]
+    [0, 1, 2]
     """
     schedule = lr if callable(lr) else constant(lr)
     parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -60,21 +77,22 @@ def descend(
     if not leaves:
         raise ValueError("model: no parameter requires a gradient, so that there is nothing to train")
     finite = _Finite(model, diverged)
-    grads: Sequence[Tensor]
     for index, batch in enumerate(batches, start):
         check_batch(model, batch)
         if not torch.is_grad_enabled():
             raise RuntimeError("descend: gradients are turned off, by torch.no_grad or torch.inference_mode")
         loss = cross_entropy(model(batch.contexts), batch.targets)
         total = loss.sum() if loss.dim() else loss
-        grads = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        grads = list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
         rate = schedule(index)
         _check_rate(rate, model)
-        loss, grads = finite(index, batch, loss.detach(), grads)
+        loss = loss.detach()
+        if finite.still is not None or not finite.of_all(total.item(), grads):
+            loss, grads = finite.held(index, batch, loss, grads)
         if isinstance(rate, Tensor):
             torch._foreach_sub_(values, [grad * _per_replica(rate, grad) for grad in grads])
         else:
-            torch._foreach_sub_(values, list(grads), alpha=rate)
+            torch._foreach_sub_(values, grads, alpha=rate)
         yield Step(index, rate, loss, parameters, dict(zip(parameters, grads, strict=True)))
 
 
@@ -114,40 +132,35 @@ class _Finite:
         self.still = torch.tensor(sorted(self.diverged), dtype=torch.long) if self.diverged else None
         self.kept = [] if self.still is None else [(b, b[self.still].clone()) for b in self.model.buffers()]
 
-    def __call__(
-        self, index: int, batch: Examples, loss: Tensor, grads: Sequence[Tensor]
-    ) -> tuple[Tensor, Sequence[Tensor]]:
+    def of_all(self, loss: float, grads: list[Tensor]) -> bool:
+        """Whether all are finite. Torch's own check is one call for all of them; it multiplies them in place by 1."""
+        try:
+            torch._amp_foreach_non_finite_check_and_unscale_(grads, self.found, self.one)
+        except RuntimeError:  # an expanded gradient cannot be written to
+            return math.isfinite(loss) and all(bool(g.isfinite().all()) for g in grads)
+        if self.found.item():
+            self.found.zero_()
+            return False
+        return math.isfinite(loss)
+
+    def held(self, index: int, batch: Examples, loss: Tensor, grads: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """The loss, nan for models that stand still, and the gradients, 0 for them."""
         still = self.still
         if still is not None:
             loss, grads = self._zeroed(still, loss, grads)
             for buffer, values in self.kept:
                 buffer[still] = values
-        whole = loss.sum() if loss.dim() else loss
-        if not (math.isfinite(whole.item()) and self._all(grads)):  # the sum of finite losses may be infinite
-            bad = [r for r, own in enumerate(self._of_each(loss, grads)) if not all(x.isfinite().all() for x in own)]
+        if not self.of_all(loss.sum().item(), grads):  # the sum of finite losses may be infinite
+            each = zip(loss, *grads, strict=True) if loss.dim() else iter([(loss, *grads)])
+            bad = [r for r, own in enumerate(each) if not all(x.isfinite().all() for x in own)]
             if bad:
                 self._stop(index, batch, loss, bad)
                 grads = grads if self.still is None else self._zeroed(self.still, loss, grads)[1]
         return loss if still is None else loss.index_fill(0, still, math.nan), grads
 
     @staticmethod
-    def _zeroed(still: Tensor, loss: Tensor, grads: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    def _zeroed(still: Tensor, loss: Tensor, grads: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         return loss.index_fill(0, still, 0), [g.index_fill(0, still, 0) for g in grads]
-
-    def _of_each(self, loss: Tensor, grads: Sequence[Tensor]) -> Iterator[tuple[Tensor, ...]]:
-        return zip(loss, *grads, strict=True) if loss.dim() else iter([(loss, *grads)])
-
-    def _all(self, grads: Sequence[Tensor]) -> bool:
-        """Whether all are finite. Torch's own check is one call for all of them; it multiplies them in place by 1."""
-        try:
-            torch._amp_foreach_non_finite_check_and_unscale_(list(grads), self.found, self.one)
-        except RuntimeError:  # an expanded gradient cannot be written to
-            return all(bool(g.isfinite().all()) for g in grads)
-        if self.found.item():
-            self.found.zero_()
-            return False
-        return True
 
     def _stop(self, index: int, batch: Examples, loss: Tensor, bad: list[int]) -> None:
         if self.diverged is not None:
@@ -195,6 +208,14 @@ def train(
     Raises what `descend` raises but FloatingPointError, and ValueError if steps were announced but no batch was there,
     as with an iterator that is used up, if `every` is below 1, or if a number of the probe changes its shape. Any
     error has what was recorded as its attribute `history`.
+
+    >>> from mmlib.data import corpus, minibatches
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> model = MLP(width=8, depth=1).build(generator(0, 'weights'))
+    >>> history = train(model, minibatches(corpus().train, 32, 100, generator=generator(0, 'batches')), lr=0.1)
+    >>> history.ended, len(history.loss.steps), round(float(history.loss.values[0]), 1)
+    ('done', 100, 3.3)
     """
     if every < 1:
         raise ValueError(f"every: at least 1 is needed, got {every}")
@@ -262,6 +283,12 @@ def evaluate(model: nn.Module, data: Examples) -> float | Tensor:
 
     `data` has no leading axis: every replica sees the same examples. The model is left as found.
     Raises ValueError if there are no examples.
+
+    >>> from mmlib.data import corpus
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator
+    >>> round(evaluate(MLP().build(generator(0, 'weights')), corpus().dev), 1)  # before training: log 27
+    3.3
     """
     n = len(data.targets)
     if data.targets.dim() != 1 or not n:

@@ -14,6 +14,12 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     Also when the body raises. The body works on copies of the buffers and of `.grad`; the tensors themselves are put
     back, so that a backward pass which waits for them still runs. Parameters are not saved: nothing that only looks
     changes them.
+
+    >>> model = nn.BatchNorm1d(2)
+    >>> with undisturbed(model):
+    ...     _ = model(torch.ones(4, 2))
+    >>> model.running_mean.tolist()
+    [0.0, 0.0]
     """
     modes = [(m, m.training) for m in model.modules()]
     buffers = [(m._buffers, dict(m._buffers.items())) for m in model.modules()]

@@ -30,7 +30,7 @@ from mmlib.history import History, Series
 from mmlib.layers import Embedding, Flatten, Linear, Nonlinearity
 from mmlib.models import sample
 from mmlib.norm import BatchNorm1d, Norm, moments, standardize
-from mmlib.show import watched
+from mmlib.progress import watched
 from mmlib.stats import grad_data_ratios, update_ratios
 from mmlib.trace import Trace, trace
 from mmlib.train import Schedule, drop, evaluate, train

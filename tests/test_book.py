@@ -35,7 +35,8 @@ def code_cells(path):
 
 
 def pictures(cell):
-    return [output for output in cell.outputs if IMAGES & set(output.get("data", {}))]
+    """Outputs that are a picture alone. A moving figure is a page with descriptions and numbers of its own."""
+    return [o for o in cell.outputs if IMAGES & set(o.get("data", {})) and "text/html" not in o.data]
 
 
 @every_chapter
@@ -182,3 +183,30 @@ def test_every_module_is_in_the_reference():
     modules = {path.stem for path in (ROOT / "mmlib").glob("*.py")} - {"__init__"}
     modules |= {path.parent.name for path in (ROOT / "mmlib").glob("*/__init__.py")}
     assert described == modules, f"book/api.md lacks {modules - described} and has too much {described - modules}"
+
+
+LONGEST = 12
+FOLDED = {"hide-input", "hide-cell", "remove-input", "script"}
+DRAWN = "look|points|intervals|differences|level|ticks|raster|shared_legend|against_rate|against_theory|over_time"
+SHOWN = re.compile(rf"\bprint\(|\bplt\.|\bax(es)?\b.*\.\w+\(|^\s*({DRAWN})\(")
+
+
+def open_cells(path):
+    """Code that stands open: not folded, no part of a solution, which is, and no `script` that is to be read whole."""
+    solution = False
+    for cell in read(path).cells:
+        if cell.cell_type == "markdown":
+            for kind in re.findall(r"\{solution-(start|end)\}", cell.source):
+                solution = kind == "start"
+        elif not solution and not FOLDED & set(cell.metadata.get("tags", [])):
+            yield [line for line in cell.source.splitlines() if line.strip()]
+
+
+@every_chapter
+def test_what_stands_open_is_short_and_computes(path):
+    cells = list(open_cells(path))
+    long = [lines[0] for lines in cells if len(lines) > LONGEST]
+    assert not long, f"{path.name}: open cells of more than {LONGEST} lines begin with {long}; fold what draws"
+    lines = list(itertools.chain(*cells))
+    shown = [line for line in lines if SHOWN.search(line)]
+    assert len(shown) <= 0.1 * len(lines), f"{path.name}: {len(shown)} of {len(lines)} open lines print or draw"

@@ -186,3 +186,17 @@ def test_a_process_that_is_killed_leaves_a_run_that_goes_on(corpus, tmp_path):
     train(fresh, minibatches(corpus.dev, 8, done, generator=h), lr=0.1)
     assert done >= 25 and torch.equal(g.get_state(), h.get_state())
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in fresh.state_dict().items())
+
+
+# What was saved
+
+
+def mlp(seed=0, **recipe):
+    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
+
+
+def test_what_was_saved_is_read_by_torch_without_code(corpus, tmp_path):
+    model, g = mlp(), generator(0, "batches")
+    history = train(model, minibatches(corpus.dev, 8, 3, generator=g), lr=0.1)
+    checkpoint.save(tmp_path / "run", model, history, generator=g)
+    assert torch.load(tmp_path / "run", weights_only=True)["ended"] == "done"

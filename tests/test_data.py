@@ -3,7 +3,7 @@ import itertools
 import math
 import re
 import string
-from collections import Counter, defaultdict
+from collections import Counter
 from importlib import resources
 
 import pytest
@@ -15,13 +15,12 @@ from mmlib import data, rng
 from mmlib.data import (
     Examples,
     Vocabulary,
-    counting_floor,
-    counting_loss,
     examples,
     minibatches,
     read_names,
     split,
 )
+from mmlib.rng import generator
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -170,7 +169,7 @@ def test_a_name_with_a_character_outside_the_vocabulary_is_refused(name, unknown
         examples(["ab", name], VOCABULARY, 3)
 
 
-@pytest.mark.parametrize("symbol", [-1, 3])
+@pytest.mark.parametrize("symbol", [-1, 3, 4, 300])
 def test_a_symbol_outside_the_vocabulary_is_not_decoded(symbol):
     with pytest.raises(ValueError, match=f"symbol {symbol} is outside the vocabulary, 0 to 2"):
         VOCABULARY.decode([1, symbol])
@@ -236,7 +235,13 @@ def test_fractions_that_do_not_fit_are_refused(fractions):
     assert names == ["a", "b"] and torch.equal(g.get_state(), state)
 
 
-@pytest.mark.parametrize("names, fractions, bad", [(list("abcd"), (0.9, 0.1), 0.1), ([], (1.0,), 1.0)])
+@pytest.mark.parametrize("names, fractions, bad",
+    [
+        (list("abcd"), (0.9, 0.1), 0.1),
+        ([], (1.0,), 1.0),
+        (["a"] * 1000, (0.9, 1e-9, 0.1 - 1e-9), "1e-09"),
+    ],
+)
 def test_an_empty_part_is_refused(names, fractions, bad):
     g = rng.generator(0, "split")
     state = g.get_state()
@@ -304,7 +309,7 @@ def numbered(n, block_size=3):
     return Examples(torch.arange(n * block_size).view(n, block_size), torch.arange(n))
 
 
-@pytest.mark.parametrize("size, steps", [(5, 1), (5, 255), (5, 256), (5, 257), (5, 600), (2000, 200), (2**18 + 1, 2)])
+@pytest.mark.parametrize("size, steps", [(1, 3), (5, 1), (5, 256), (5, 257), (5, 600), (2000, 200), (2**18 + 1, 2)])
 def test_minibatches_are_those_of_one_draw_a_step(size, steps):
     source, g = numbered(97), batches()
     got = list(minibatches(source, size, steps, generator=batches()))
@@ -350,6 +355,38 @@ def test_minibatches_know_their_number_and_go_on_where_they_stopped():
     assert [b.targets.tolist() for b in itertools.chain(twice, twice)] == expected
 
 
+@pytest.mark.parametrize(
+    "replicas, size, ahead", [(1, 32, 256), (64, 32, 128), (3, 1000, 87), (1, 2**17, 2), (2, 2**18, 1)]
+)
+def test_a_draw_is_for_256_steps_or_a_quarter_of_a_million_examples(replicas, size, ahead, monkeypatch):
+    draw, shapes = torch.randint, []
+    monkeypatch.setattr(torch, "randint", lambda n, shape, **k: shapes.append(tuple(shape)) or draw(n, shape, **k))
+    iterator = iter(minibatches(numbered(9), size, 1000, generator=[rng.generator(r, "b") for r in range(replicas)]))
+    next(iterator)
+    assert shapes == [(ahead, size)] * replicas
+    iterator.close()
+
+
+def test_as_many_replicas_as_examples_in_a_minibatch():
+    drawn = examples(TINY, VOCABULARY, 2)
+    (several,) = minibatches(drawn, 2, 1, generator=[rng.generator(r, "batches") for r in range(2)])
+    for r in range(2):
+        (alone,) = minibatches(drawn, 2, 1, generator=rng.generator(r, "batches"))
+        assert torch.equal(several.contexts[r], alone.contexts)
+
+
+def test_what_describes_data_cannot_be_changed():
+    with pytest.raises(AttributeError, match="cannot assign"):
+        VOCABULARY.characters = ()
+    with pytest.raises(AttributeError, match="cannot assign"):
+        minibatches(examples(TINY, VOCABULARY, 2), 2, 1, generator=batches()).size = 3
+
+
+def test_a_corpus_takes_its_path_by_name():
+    with pytest.raises(TypeError, match="positional argument"):
+        data.corpus(3, None)
+
+
 def test_no_steps_draw_nothing():
     g = batches()
     state = g.get_state()
@@ -366,6 +403,10 @@ def test_no_steps_draw_nothing():
             {"data": Examples(torch.zeros(2, 9, 3), torch.zeros(2, 9))},
             r"data: targets of shape \(n,\) with n > 0 are needed, got \(2, 9\)",
         ),
+        (
+            {"data": Examples(torch.zeros(3), torch.tensor(1))},
+            r"data: targets of shape \(n,\) with n > 0 are needed, got \(\)",
+        ),
         ({"generator": []}, "generator: at least one is needed, got an empty sequence"),
     ],
 )
@@ -374,94 +415,33 @@ def test_minibatches_that_cannot_be_drawn_are_refused(change, message):
         minibatches(**{"data": numbered(9), "size": 5, "steps": 2, "generator": batches()} | change)
 
 
-# What counting can reach
+def test_examples_are_equal_if_their_numbers_are(corpus):
+    assert corpus.dev == Examples(*(x.clone() for x in corpus.dev)) and corpus.dev != corpus.test
+    assert corpus.dev != tuple(corpus.dev) and corpus.dev != Examples(*(x[:5] for x in corpus.dev))
 
 
-def brute_force_floor(names, order, block_size):
-    """-1/N sum log(count(context, target) / count(context)), by dictionaries of strings."""
-    follows = defaultdict(Counter)
-    for name in names:
-        padded = "." * block_size + name + "."
-        for i in range(block_size, len(padded)):
-            follows[padded[i - order : i]][padded[i]] += 1
-    total = sum(c.total() for c in follows.values())
-    return -sum(n * math.log(n / c.total()) for c in follows.values() for n in c.values()) / total
+@pytest.mark.parametrize("taken", [0, 1, 100, 256, 257, 300])
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_loop_that_is_left_early_goes_on_with_the_next_minibatch(taken, stacked, corpus):
+    def batches(g):
+        return minibatches(corpus.dev, 4, 300, generator=g)
+
+    def streams():
+        return [generator(s, "b") for s in range(2)] if stacked else generator(0, "b")
+
+    whole, g = list(batches(streams())), streams()
+    iterator = iter(batches(g))
+    first = [next(iterator) for _ in range(taken)]
+    iterator.close()
+    rest = list(batches(g))[: 300 - taken]
+    assert all(a == b for a, b in zip([*first, *rest], whole, strict=True))
 
 
-@pytest.mark.parametrize("order", range(4))
-def test_the_floor_is_that_of_brute_force(order, names):
-    for some in (TINY, names[::100]):
-        floor = counting_floor(examples(some, Vocabulary.of(some), 3), order)
-        assert floor == pytest.approx(brute_force_floor(some, order, 3), rel=1e-12)
-
-
-def test_the_floor_without_context_is_the_unigram_entropy():
-    source = Examples(torch.zeros(8, 1, dtype=torch.long), torch.tensor([0, 0, 0, 0, 1, 1, 2, 3]))
-    assert counting_floor(source, 0) == pytest.approx(1.75 * math.log(2), rel=1e-12)
-
-
-def test_the_floor_of_equally_frequent_symbols_is_the_logarithm_of_their_number():
-    source = Examples(torch.zeros(54, 2, dtype=torch.long), torch.arange(54) % 27)
-    assert counting_floor(source, 2) == pytest.approx(math.log(27), rel=1e-12)
-
-
-def test_the_floor_of_what_is_certain_is_zero():
-    assert counting_floor(examples(["ab"], VOCABULARY, 2), 1) == 0
-
-
-@given(st.lists(st.text("ab", max_size=6), min_size=1, max_size=8))
-def test_more_context_never_raises_the_floor(names):
-    source = examples(names, VOCABULARY, 3)
-    floors = [counting_floor(source, order) for order in range(4)]
-    assert all(b <= a + 1e-12 for a, b in itertools.pairwise(floors)) and floors[0] <= math.log(3) + 1e-12
-
-
-def test_a_model_of_smoothed_counts_by_hand():
-    seen, source = examples(["ab", "b"], VOCABULARY, 1), examples(["a"], VOCABULARY, 1)
-    # after ".": a once, b once; after "a": b once. "a" asks for a after "." and "." after a.
-    assert counting_loss(seen, source, 1, tokens=3) == pytest.approx(-(math.log(2 / 5) + math.log(1 / 4)) / 2)
-    assert counting_loss(seen, source, 1, tokens=3, smoothing=0.5) == pytest.approx(
-        -(math.log(1.5 / 3.5) + math.log(0.5 / 2.5)) / 2
-    )
-
-
-@pytest.mark.parametrize("order", range(4))
-def test_on_the_counted_data_the_loss_falls_to_the_floor_as_smoothing_vanishes(order, corpus):
-    floor = counting_floor(corpus.dev, order)
-    losses = [counting_loss(corpus.dev, corpus.dev, order, tokens=27, smoothing=s) for s in (1, 1e-2, 1e-9)]
-    assert losses[0] > losses[1] > losses[2] > floor - 1e-12
-    assert losses[2] == pytest.approx(floor, abs=1e-6)
-
-
-def test_endless_smoothing_is_the_uniform_guess(corpus):
-    assert counting_loss(corpus.train, corpus.dev, 2, tokens=27, smoothing=1e12) == pytest.approx(
-        math.log(27), rel=1e-6
-    )
-
-
-def test_on_other_data_counts_do_worse_than_on_their_own(corpus):
-    own, other = (counting_loss(corpus.train, part, 3, tokens=27) for part in (corpus.train, corpus.dev))
-    assert counting_floor(corpus.train, 3) < own < other < math.log(27)
-
-
-@pytest.mark.parametrize("order", [-1, 4])
-def test_an_order_beyond_the_block_is_refused(order):
-    source = examples(TINY, VOCABULARY, 3)
-    message = f"order: 0 to block_size = 3 symbols of context are there, got {order}"
-    with pytest.raises(ValueError, match=message):
-        counting_floor(source, order)
-    with pytest.raises(ValueError, match=message):
-        counting_loss(source, source, order, tokens=3)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, -1.0, math.nan])
-def test_smoothing_that_is_not_positive_is_refused(smoothing):
-    source = examples(TINY, VOCABULARY, 3)
-    with pytest.raises(ValueError, match=f"smoothing: a positive number is needed, got {smoothing}"):
-        counting_loss(source, source, 1, tokens=3, smoothing=smoothing)
-
-
-def test_counts_of_a_symbol_outside_the_vocabulary_are_refused():
-    source = examples(TINY, VOCABULARY, 3)
-    with pytest.raises(ValueError, match="tokens: symbol 2 is outside the vocabulary, 0 to 1"):
-        counting_loss(source, source, 1, tokens=2)
+def test_draws_within_a_loop_are_not_taken_back(corpus):
+    g = generator(0, "b")
+    iterator = iter(minibatches(corpus.dev, 4, 300, generator=g))
+    next(iterator)
+    torch.rand(3, generator=g)
+    after = g.get_state()
+    iterator.close()
+    assert torch.equal(g.get_state(), after)

@@ -1,16 +1,20 @@
 import copy
+import math
+import pickle
 import re
 
 import pytest
 import torch
 from torch import nn
 
-from mmlib import rng
-from mmlib.activations import RELU, TANH
+from mmlib import ensemble, rng
+from mmlib.activations import RELU, TANH, Activation
 from mmlib.data import Examples, minibatches
 from mmlib.ensemble import Ensemble, check_batch, repeated, stack, unstack
-from mmlib.layers import Embedding, Flatten, Linear, Maxout
+from mmlib.layers import Embedding, Flatten, Linear, Maxout, Nonlinearity
 from mmlib.models import MLP
+from mmlib.norm import BatchNorm1d
+from mmlib.rng import generator
 from mmlib.train import train
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
@@ -257,3 +261,264 @@ def test_examples_are_repeated_for_every_replica_without_a_copy():
     many = repeated(data, stack(replicas()))
     assert many.contexts.tolist() == [data.contexts.tolist()] * R and many.targets.tolist() == [[0, 1, 2, 3]] * R
     assert many.contexts.data_ptr() == data.contexts.data_ptr()
+
+
+# The stack is proved on a probe
+
+
+def small(seed=0, **recipe):
+    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
+
+
+def numbers(model):
+    return {name: x.detach().clone() for name, x in model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Scaled(nn.Module):
+    """A layer that does not know of a leading axis."""
+
+    def __init__(self, shape=(8,)):
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(shape))
+
+    def forward(self, x):
+        return x * self.g
+
+
+class Times(nn.Module):
+    """A layer whose function its repr does not tell."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
+class Chained(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+class Named(nn.Sequential):
+    pass
+
+
+def with_layer(layer, r=0, at=4):
+    layers = list(small(r))
+    return nn.Sequential(*layers[:at], layer, *layers[at:])
+
+
+@pytest.mark.parametrize("replicas", [2, 3, 8, 32])
+@pytest.mark.parametrize("shape", [(8,), ()])
+def test_a_layer_that_does_not_know_of_a_leading_axis_is_refused(replicas, shape):
+    with pytest.raises((TypeError, ValueError), match="4: Scaled"):
+        stack([with_layer(Scaled(shape), r) for r in range(replicas)])
+
+
+def test_activations_of_one_name_and_two_functions_are_refused():
+    named = Activation("tanh", lambda x: torch.tanh(x) * 1.01)
+    models = [small(0), small(1), small(2, activation=named)]
+    with pytest.raises(ValueError, match=r"act1: Nonlinearity gives models\[2\] another result in the stack"):
+        stack(models)
+    with pytest.raises(ValueError, match=r"4: Times gives models\[1\] another result"):
+        stack([with_layer(Times(2)), with_layer(Times(3))])
+    stack([with_layer(Times(2), 0), with_layer(Times(2), 1)])
+
+
+@pytest.mark.parametrize("layer", [nn.Softmax(1), nn.Flatten(), nn.Softmax(0), nn.LogSoftmax(1)], ids=repr)
+def test_layers_of_torch_that_name_an_axis_from_the_front_are_refused(layer):
+    with pytest.raises((TypeError, ValueError), match=f"4: {type(layer).__name__}"):
+        stack([with_layer(layer, r) for r in range(3)])
+
+
+@pytest.mark.parametrize("layer", [nn.Softmax(-1), nn.Tanh(), nn.Dropout(0.5), nn.Identity()], ids=repr)
+def test_layers_of_torch_that_work_on_the_last_axes_are_stacked(layer, symbols):
+    models = [with_layer(layer, r).eval() for r in range(3)]
+    x = symbols(3, 5, 3)
+    y = stack(models)(x)
+    for r, model in enumerate(models):
+        torch.testing.assert_close(y[r], model(x[r]))
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_is_refused(register):
+    models = [small(0), small(1)]
+    getattr(models[0].linear1, register)(lambda *_: None)
+    with pytest.raises(ValueError, match=r"models\[0\]: linear1 has a hook; remove it"):
+        stack(models)
+
+
+def test_a_sequence_with_a_forward_of_its_own_is_refused():
+    with pytest.raises(TypeError, match=r"models\[0\]: Chained has a forward of its own, which would be lost"):
+        stack([Chained(*small(r)) for r in range(2)])
+    assert stack([Named(*small(r)) for r in range(2)]).replicas == 2
+
+
+def test_a_probe_may_be_given_and_is_asked_for():
+    class Pictures(nn.Module):
+        def forward(self, x):
+            if x.shape[-3:] != (2, 5, 7):
+                raise ValueError("pictures")
+            return x.flatten(-3)
+
+    models = [nn.Sequential(Pictures(), Linear(70, 3, generator=generator(r, "w"))) for r in range(2)]
+    with pytest.raises(ValueError, match=r"no input that models\[0\] takes was found .* stack\(models, probe="):
+        stack(models)
+    assert stack(models, probe=randn(4, 2, 5, 7))(randn(2, 4, 2, 5, 7)).shape == (2, 4, 3)
+
+
+class Single(nn.Module):
+    """A layer that works in float32 alone."""
+
+    def forward(self, x):
+        return x @ torch.eye(x.shape[-1])
+
+
+class Cut(nn.Module):
+    """A layer for batches of a multiple of 16."""
+
+    def forward(self, x):
+        return x - x.unflatten(-2, (-1, 16)).mean(-2).repeat_interleave(16, -2)
+
+
+def test_layers_that_cut_up_the_batch_are_stacked_too():
+    assert stack([with_layer(Cut(), r) for r in range(3)]).replicas == 3
+
+
+def test_layers_that_know_one_dtype_are_stacked_too():
+    assert stack([with_layer(Single(), r) for r in range(2)]).replicas == 2
+
+
+def test_stacking_leaves_the_models_as_they_are():
+    models = [with_layer(nn.Dropout(0.5), r) for r in range(3)]
+    before, modes = [numbers(m) for m in models], [[m.training for m in x.modules()] for x in models]
+    stack(models)
+    assert all(equal(a, numbers(b)) for a, b in zip(before, models, strict=True))
+    assert modes == [[m.training for m in x.modules()] for x in models]
+
+
+def test_the_number_of_replicas_is_read_off(symbols):
+    many = stack([small(r) for r in range(3)])
+    assert many[:3].replicas == many[2:].replicas == copy.deepcopy(many).replicas == 3
+    assert pickle.loads(pickle.dumps(many)).replicas == 3 and isinstance(many[:3], Ensemble)
+    with pytest.raises(ValueError, match="ensemble: no layer has a parameter or buffer"):
+        _ = many[1:2].replicas
+    for add in (many.append, lambda layer: many.insert(0, layer), lambda layer: many.extend([layer])):
+        with pytest.raises(TypeError, match="ensemble: a stack takes no further layer"):
+            add(Flatten())
+    assert len(many) == 7
+
+
+def test_a_nonlinearity_is_a_layer_of_the_stack():
+    assert isinstance(stack([small(0), small(1)]).act1, Nonlinearity)
+
+
+def test_copies_that_are_compared_differ_in_every_number_by_up_to_a_tenth_and_in_no_sign():
+    model = small(norm=BatchNorm1d)
+    a, b = (ensemble._disturbed(model, torch.float64, generator=generator(0, "probe")).state_dict() for _ in range(2))
+    assert equal(a, b)  # by the generator alone
+    g = generator(1, "probe")
+    copies = [ensemble._disturbed(model, torch.float64, generator=g).state_dict() for _ in range(2)]
+    for name, x in model.state_dict().items():
+        if not x.is_floating_point():
+            assert all(torch.equal(c[name], x) for c in copies)
+            continue
+        x, ys = x.double(), torch.stack([c[name] for c in copies])
+        change = (ys - x) / torch.where(x == 0, 1.0, x.abs())
+        assert ys.dtype == torch.float64 and (change > 0).all() and (change < 0.1).all() and change.max() > 0.05
+        assert (ys[0] != ys[1]).all()
+    assert ensemble._disturbed(model, None, generator=g).output.weight.dtype == torch.float32
+
+
+def test_inputs_that_are_tried_are_features_and_blocks_of_symbols_of_the_size_of_its_layers():
+    features, trailing, blocks = (10, 30, 8, 27), ((), (1,)), (1, 3, 2, 4, 5, 6, 7, 8)
+    tried = list(ensemble._inputs(small().double(), 50, generator=generator(0, "probe")))
+    expected = [(50, f, *more) for f in features for more in trailing] + [(50, block) for block in blocks]
+    assert [tuple(x.shape) for x in tried] == expected
+    assert all(x.dtype == torch.float64 for x in tried[:8]) and all(x.dtype == torch.int64 for x in tried[8:])
+    assert {int(x.min()) for x in tried[9:]} == {0} and {int(x.max()) for x in tried[9:]} == {26}
+    g = generator(0, "probe")
+    few = nn.Sequential(Embedding(5, 3, generator=g), Flatten(), Linear(9, 4, generator=g))
+    assert {int(x.max()) for x in ensemble._inputs(few, 50, generator=g) if not x.is_floating_point()} == {4}
+    assert next(ensemble._inputs(nn.Sequential(BatchNorm1d(4)), 5, generator=g)).shape == (5, 4)
+    assert list(ensemble._inputs(nn.Sequential(Flatten()), 5, generator=generator(0, "probe"))) == []
+
+
+@pytest.mark.parametrize("count", [1, 3, 63, 64, 70])
+def test_the_batch_that_is_tried_is_longer_than_the_stack_in_float64_first(count):
+    tried = []
+
+    class Never(nn.Module):
+        def forward(self, x):
+            tried.append((x.dtype, len(x)))
+            raise ValueError("never")
+
+    models = [nn.Sequential(Never(), Linear(2, 2, generator=generator(r, "w"))) for r in range(count)]
+    with pytest.raises(ValueError, match="no input that models"):
+        stack(models)
+    rows = dict.fromkeys((count + 1, 64 if count < 64 else 128))
+    floating = [t for t in dict.fromkeys(tried) if t[0].is_floating_point]
+    assert floating == [(dtype, n) for dtype in (torch.float64, torch.float32) for n in rows]
+
+
+def test_results_are_compared_as_far_as_their_rounding():
+    x = torch.tensor([3.0, 4.0])
+    assert ensemble._close(x, x * (1 + 1e-4)) and not ensemble._close(x, x * (1 + 1e-3))
+    assert ensemble._close(1e6 * x, 1e6 * x + 100) and not ensemble._close(x, x + 0.01)
+    assert not ensemble._close(1e-6 * x, 0 * x)
+    odd = torch.tensor([math.nan, math.inf, 1.0])
+    assert ensemble._close(odd, odd) and not ensemble._close(odd, torch.tensor([0.0, math.inf, 1.0]))
+    assert ensemble._close(odd[:2], odd[:2]) and not ensemble._close(odd[:1], torch.tensor([math.inf]))
+    whole = torch.arange(3)
+    assert ensemble._close(whole, whole.clone()) and not ensemble._close(whole, whole + 1)
+
+
+def test_probe_and_generators_are_given_by_name():
+    calls = (
+        lambda: stack([small()], None),
+        lambda: ensemble._inputs(small(), 1, None),
+        lambda: ensemble._disturbed(small(), None, None),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match="positional argument"):
+            call()
+
+
+def test_a_hook_of_the_model_itself_is_refused():
+    model = small()
+    model.register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"models\[0\]: it has a hook"):
+        stack([model])
+
+
+class InTraining(Scaled):
+    """A layer that does not know of a leading axis, in training mode alone."""
+
+    def forward(self, x):
+        return super().forward(x) if self.training else x
+
+
+def test_a_layer_is_compared_in_the_mode_it_is_in():
+    with pytest.raises((TypeError, ValueError), match="4: InTraining"):
+        stack([with_layer(InTraining(), r) for r in range(3)])
+    assert stack([with_layer(InTraining(), r).eval() for r in range(3)]).replicas == 3
+
+
+class Squash(nn.Module):
+    def forward(self, x):
+        return x.sum(-1) if x.dim() == 3 else x
+
+
+def test_a_layer_that_loses_an_axis_is_refused():
+    with pytest.raises(ValueError, match=r"4: Squash gives models\[0\] another result"):
+        stack([with_layer(Squash(), r) for r in range(3)])

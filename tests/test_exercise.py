@@ -59,9 +59,15 @@ def test_each_exercise_stands_in_a_chapter_and_each_chapter_has_three():
         chapters[path.name] = labels("\n".join(c.source for c in cells if c.cell_type == "markdown"))
     assert EXERCISES.keys() <= set().union(*chapters.values())
     counted = {name: len(found & EXERCISES.keys()) for name, found in chapters.items()}
-    assert {name for name, n in counted.items() if n < 3} <= {
-        "17-spot-the-bug.ipynb", "18-corrections-to-the-notes.ipynb"
-    }  # fmt: skip
+    assert {name for name, n in counted.items() if n < 3} <= {"intro.ipynb"}
+
+
+def test_the_lines_asked_for_are_those_of_the_script_in_the_chapter():
+    cells = nbformat.read(BOOK / "17-spot-the-bug.ipynb", as_version=4).cells
+    (script,) = (cell.source.splitlines() for cell in cells if "def update_data(before, after)" in cell.source)
+    lines = [script[int(number) - 1] for number in EXERCISES["ex-17-script"].solution]
+    for line, bug in zip(lines, ("random.shuffle(names)", "isinstance(type(layer)", ".log()"), strict=True):
+        assert bug in line
 
 
 # Answers

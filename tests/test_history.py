@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,3 +121,13 @@ def test_a_block_has_1024_records_or_four_million_numbers(elements, rows):
     block = recorder._values
     recorder.add(1, torch.zeros(elements, dtype=torch.int8))
     assert (recorder._values is block) == (rows > 1)
+
+
+def test_what_torch_can_make_a_tensor_of_is_recorded_too():
+    recorder = Recorder("x")
+    recorder.add(0, np.float32(0.5))
+    recorder.add(1, np.float32(0.25))
+    assert recorder.series().values.tolist() == [0.5, 0.25]
+    axes = Recorder("y")
+    axes.add(0, [1.0, 2.0])
+    assert axes.series().values.tolist() == [[1.0, 2.0]]

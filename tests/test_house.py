@@ -22,8 +22,9 @@ ORDER = (
     *("checkup.found", "checkup.row", "checkup.functions", "checkup.terms", "checkup.watch", "checkup.traced"),
     *("checkup.gradients", "checkup.probe", "checkup.taken", "checkup.record", "checkup.report", "checkup.compare"),
     *("checkup.rules", "checkup.loss", "checkup.targets", "checkup.structure", "checkup.modes", "checkup.signal"),
-    *("checkup.gradient", "checkup.step", "checkup.overfit", "checkup", "plots", "show"),
-    *("exercise.kinds", "exercise.start", "exercise.depth", "exercise.norms", "exercise.practice", "exercise"),
+    *("checkup.gradient", "checkup.step", "checkup.overfit", "checkup", "plots", "moving", "show"),
+    *("exercise.kinds", "exercise.start", "exercise.depth", "exercise.norms", "exercise.practice"),
+    *("exercise.beyond", "exercise"),
 )
 CONTRACT = {
     "rng": "generator",
@@ -54,6 +55,7 @@ CONTRACT = {
     "checkup": "checkup overfit compare Report",
     "plots": "densities_by_layer over_time raster intervals differences against_rate against_theory level ticks "
     "shared_legend",
+    "moving": "Slider Choice Grid Mark Panel Number Moving Game Check Fault",
     "exercise": "check EXERCISES",
     "show": "show",
 }
@@ -232,3 +234,11 @@ def test_nothing_happens_at_import(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert json.loads(done.stdout) == {"changed": [], "opened": [], "loaded": []}
+
+
+def test_pytest_runs_without_a_cache():
+    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "tests/test_rng.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "PYTEST_ADDOPTS": ""}
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,8 @@ from torch import nn
 from mmlib import rng
 from mmlib.activations import ACTIVATIONS, RELU, TANH
 from mmlib.init import LECUN, PYTORCH, XAVIER, Orthogonal, VarianceScaling, kaiming, schemes
+from mmlib.models import MLP
+from mmlib.rng import generator
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -185,3 +187,25 @@ def test_a_matrix_without_rows_or_columns_is_refused(scheme, fans, name):
         with pytest.raises(ValueError, match=f"{name}: at least 1 is needed, got {min(fans)}"):
             use(*fans)
     assert torch.equal(g.get_state(), state)
+
+
+# Edges
+
+@pytest.mark.parametrize("scheme", [LECUN, VarianceScaling(law="uniform"), Orthogonal(1.5)], ids=repr)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_weights_are_of_the_default_dtype(scheme, dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        weight = scheme(5, 3, generator=generator(0, "x"))
+        model = MLP(width=4, depth=1, init=scheme).build(generator(0, "weights"))
+        assert weight.dtype == dtype and model(torch.zeros(2, 3, dtype=torch.long)).dtype == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("gain", [math.nan, math.inf, -1.0])
+def test_a_gain_that_is_no_number_is_refused_by_every_scheme(gain):
+    for scheme in (VarianceScaling, Orthogonal):
+        with pytest.raises(ValueError, match=f"gain: a finite number, 0 or more, is needed, got {gain}"):
+            scheme(gain)

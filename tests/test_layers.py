@@ -1,13 +1,18 @@
 
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import skip_init
 
 from mmlib import rng
 from mmlib.activations import ACTIVATIONS, TANH
+from mmlib.ensemble import stack
 from mmlib.init import PYTORCH, Orthogonal
-from mmlib.layers import Embedding, Flatten, Linear, Maxout, Nonlinearity
+from mmlib.layers import Embedding, Flatten, Linear, Maxout, Nonlinearity, cross_entropy
+from mmlib.models import MLP
+from mmlib.rng import generator
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -64,6 +69,7 @@ def test_flatten_is_torch_flatten_of_the_last_two_axes(normal):
     x = normal(6, 3, 4)
     assert torch.equal(Flatten()(x), nn.Flatten()(x))
     assert torch.equal(Flatten()(x.view(2, 3, 3, 4)), nn.Flatten()(x).view(2, 3, 12))
+    assert Flatten()(torch.zeros(3, 4)).shape == (12,)
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3])
@@ -189,6 +195,16 @@ def test_a_context_outside_the_vocabulary_is_refused(leading, bad, normal, symbo
     assert str(error.value) == f"symbol {bad} at position {where} is outside the vocabulary, 0 to 26"
 
 
+@pytest.mark.parametrize("bad", [-1, 27])
+def test_one_symbol_just_outside_is_refused_in_a_stack_too(bad, normal):
+    layer = Embedding(27, 5, generator=weights())
+    layer.weight = nn.Parameter(normal(2, 27, 5))
+    x = torch.zeros(2, 6, 3, dtype=torch.long)
+    x[1, 4, 2] = bad
+    with pytest.raises(ValueError, match=rf"symbol {bad} at position \[1, 4, 2\] is outside the vocabulary, 0 to 26"):
+        layer(x)
+
+
 def test_inputs_of_another_width_are_refused(normal):
     with pytest.raises(ValueError, match=r"Linear: input \(6, 3\) does not fit weight \(5, 4\)"):
         Linear(4, 5, generator=weights())(torch.zeros(6, 3))
@@ -214,3 +230,47 @@ def test_symbols_that_are_no_integers_are_refused():
 def test_maxout_without_pieces_is_refused():
     with pytest.raises(ValueError, match="pieces: at least 1 is needed, got 0"):
         Maxout(4, 5, 0, generator=weights())
+
+
+# Edges
+
+
+def mlp(seed=0, **recipe):
+    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)
+def test_symbols_and_targets_may_be_integers_of_any_kind(dtype):
+    model, x, y = mlp(), torch.arange(6).view(2, 3).to(dtype), torch.tensor([3, 4])
+    assert torch.equal(model(x), model(x.long()))
+    torch.testing.assert_close(stack([model])(x[None])[0], model(x))
+    logits = model(x)
+    assert torch.equal(cross_entropy(logits, y.to(dtype)), F.cross_entropy(logits, y))
+    torch.testing.assert_close(cross_entropy(logits[None], y.to(dtype)[None])[0], F.cross_entropy(logits, y))
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float16, torch.float32, torch.complex64], ids=str)
+def test_what_are_no_integers_are_no_symbols_and_no_targets(dtype):
+    with pytest.raises(ValueError, match=f"Embedding: integer symbols are needed, got {dtype}"):
+        mlp()(torch.zeros(2, 3, dtype=dtype))
+    with pytest.raises(ValueError, match=f"cross_entropy: integer targets are needed, got {dtype}"):
+        cross_entropy(randn(2, 5), torch.zeros(2, dtype=dtype))
+
+
+def test_a_loss_of_nothing_and_of_integers_is_refused():
+    with pytest.raises(ValueError, match=r"at least one example is needed, got targets \(0,\)"):
+        cross_entropy(torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"logits \(5,\) do not fit targets \(\)"):
+        cross_entropy(torch.zeros(5), torch.tensor(1))
+    with pytest.raises(ValueError, match=r"floating-point logits are needed, got torch\.int64"):
+        cross_entropy(torch.zeros(2, 5, dtype=torch.long), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"Flatten: at least two axes are needed, got \(3,\)"):
+        Flatten()(torch.zeros(3))

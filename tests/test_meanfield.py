@@ -1,6 +1,10 @@
 import math
+import os
+import subprocess
+import sys
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import integrate, special
 
+import mmlib
+from mmlib import meanfield
 from mmlib.activations import ACTIVATIONS, ELU, GELU, IDENTITY, LEAKY_RELU, RELU, SIGMOID, SILU, STEP, TANH, Activation
 from mmlib.data import Examples
 from mmlib.gaussian import expectation
@@ -511,3 +517,47 @@ def test_other_arguments_out_of_range_are_refused():
     for c in (1.0000001, -1.1, math.nan):
         with pytest.raises(ValueError, match=f"c: a number from -1 to 1 is needed, got {c}"):
             correlation_map(c, 1.0, TANH, 1.0)
+
+
+# Within torch.inference_mode
+
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mmlib.__file__).parent.parent)}
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gains_and_derivatives_are_the_same_in_inference_mode(name):
+    fresh, x = Activation("fresh", ACTIVATIONS[name].phi), randn(4, 5)
+    expected = ACTIVATIONS[name].gain, ACTIVATIONS[name].backward_gain, ACTIVATIONS[name].derivative(x)
+    with torch.inference_mode():
+        inside = fresh.gain, fresh.backward_gain, fresh.derivative(x)
+        assert torch.equal(fresh.derivative(x * 1), expected[2])
+    assert inside[:2] == expected[:2] == (fresh.gain, fresh.backward_gain)
+    assert torch.equal(inside[2], expected[2])
+
+
+def test_theory_is_the_same_in_inference_mode_and_after_it():
+    activation = Activation("fresh", torch.tanh)
+    meanfield._nodes.cache_clear()
+    with torch.inference_mode():
+        inside = meanfield.chi(2.0, activation, 1.5)
+    assert inside == meanfield.chi(2.0, activation, 1.5) == meanfield.chi(2.0, TANH, 1.5) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
+def test_the_first_loss_of_wide_logits_takes_little_memory():
+    code = (
+        "from mmlib.meanfield import expected_first_loss; print(expected_first_loss(100., 27)); "
+        "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    loss, kilobytes = map(float, done.stdout.split())
+    assert loss == pytest.approx(100 * 1.9969, abs=0.3) and kilobytes < 900_000

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 
 import pytest
@@ -11,6 +12,8 @@ from mmlib.activations import ELU, RELU, TANH
 from mmlib.data import Vocabulary
 from mmlib.init import LECUN, PYTORCH, Orthogonal, kaiming
 from mmlib.models import MLP, sample
+from mmlib.norm import BatchNorm1d, RMSNorm
+from mmlib.rng import generator
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -210,3 +213,38 @@ def test_sampling_with_a_block_size_below_one_is_refused():
 def test_sampling_with_another_block_size_is_refused(corpus):
     with pytest.raises(ValueError, match=r"Linear: input \(1, 40\) does not fit weight"):
         sample(MLP(width=8, depth=1).build(weights()), corpus.vocabulary, 4, generator=weights(1))
+
+
+# Edges
+
+
+def mlp(seed=0, **recipe):
+    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
+
+
+def test_a_layer_is_no_maker_of_layers():
+    with pytest.raises(TypeError, match=r"norm: what makes a layer for a width is needed, .* got BatchNorm1d\(100"):
+        MLP(norm=BatchNorm1d(100))
+    for confidence in (math.nan, float("inf"), -1.0):
+        with pytest.raises(ValueError, match=f"confidence: 0 or more is needed, got {confidence}"):
+            MLP(confidence=confidence)
+
+
+def test_names_from_logits_that_are_not_finite_are_refused(corpus):
+    model = mlp()
+    with torch.no_grad():
+        model.output.bias[3] = math.nan
+    with pytest.raises(ValueError, match=r"sample: the logits after .* are not finite"):
+        sample(model, corpus.vocabulary, 3, generator=generator(0, "s"))
+
+
+def test_a_network_with_rms_norm_is_odd_up_to_its_output_bias():
+    """Why a norm does not make a bias redundant in general."""
+    model = mlp(norm=RMSNorm)
+    x = randn(5, 30)
+    with torch.no_grad():
+        torch.testing.assert_close(model[2:](x), -model[2:](-x))

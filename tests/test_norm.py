@@ -1,19 +1,21 @@
 import copy
+import math
 import re
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_run import StdBatchNorm
 from torch import nn
 
-from mmlib.data import Examples
+from mmlib.data import Examples, minibatches
 from mmlib.ensemble import stack, unstack
 from mmlib.layers import Linear
 from mmlib.models import MLP
-from mmlib.norm import BatchNorm1d, GroupNorm, LayerNorm, RMSNorm, calibrate, fold, moments, standardize
+from mmlib.norm import BatchNorm1d, GroupNorm, LayerNorm, Norm, RMSNorm, calibrate, fold, moments, standardize
 from mmlib.rng import generator
-from mmlib.train import evaluate
+from mmlib.train import evaluate, train
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -201,6 +203,9 @@ def test_shapes_and_types_that_do_not_fit_are_named(kind):
     layer = PAIRS[kind][0](6)
     with pytest.raises(ValueError, match=r"\(4, 5\) does not fit weight \(6,\)"):
         layer(torch.zeros(4, 5))
+    for shape in ((4, 7), (6,)):
+        with pytest.raises(ValueError, match=rf"^{kind}: input {re.escape(str(shape))} does not fit weight \(6,\)$"):
+            layer(torch.zeros(shape))
     with pytest.raises(ValueError, match=r"floating-point tensor is needed, got torch.int64"):
         layer(torch.zeros(4, 6, dtype=torch.long))
 
@@ -208,9 +213,49 @@ def test_shapes_and_types_that_do_not_fit_are_named(kind):
 @pytest.mark.parametrize("kind", PAIRS)
 def test_an_input_for_another_number_of_replicas_is_named(kind):
     stacked = stack([nn.Sequential(PAIRS[kind][0](6)) for _ in range(3)])
-    for shape in ((2, 4, 6), (4, 6), (6,)):
+    for shape in ((2, 4, 6), (4, 4, 6), (4, 6), (6,)):
         with pytest.raises(ValueError, match=rf"^{kind}: input {re.escape(str(shape))} does not fit weight \(3, 6\)$"):
             stacked(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("kind", ["LayerNorm", "GroupNorm", "RMSNorm"])
+def test_norms_of_rows_take_any_leading_axes_and_any_number_of_features(kind):
+    layer, x = PAIRS[kind][0](300).double(), randn(2, 3, 4, 300)
+    torch.testing.assert_close(layer(x), torch.stack([torch.stack([layer(b) for b in a]) for a in x]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", PAIRS)
+def test_weights_in_float32_take_half_precision_and_give_it_back(kind, dtype):
+    layer, x = PAIRS[kind][0](6), randn(5, 6).to(dtype)
+    assert layer(x).dtype == layer.eval()(x).dtype == dtype
+    narrow, other = layer.to(dtype), torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
+    with pytest.raises(ValueError, match=rf"^{kind}: input of {other} does not fit weights of {dtype}$"):
+        narrow(x.to(other))
+
+
+def test_stacked_statistics_that_are_no_single_block_of_memory_move_too():
+    models = [nn.Sequential(BatchNorm1d(2)) for _ in range(3)]
+    stacked, x = stack(models)[0], randn(3, 5, 2, dtype=torch.float32)
+    for name in ("running_mean", "running_var"):
+        setattr(stacked, name, getattr(stacked, name).t().contiguous().t())
+        assert not getattr(stacked, name).is_contiguous()
+    stacked(x)
+    for r, model in enumerate(models):
+        model(x[r])
+        torch.testing.assert_close(stacked.running_mean[r], model[0].running_mean)
+        torch.testing.assert_close(stacked.running_var[r], model[0].running_var)
+
+
+def test_a_stacked_batch_of_one_is_refused():
+    with pytest.raises(ValueError, match="a batch of at least 2 is needed to have a variance, got 1"):
+        stack([nn.Sequential(BatchNorm1d(2)) for _ in range(3)])(torch.zeros(3, 1, 2))
+
+
+@pytest.mark.parametrize("make", [Norm, BatchNorm1d, LayerNorm, RMSNorm, lambda f, eps: GroupNorm(1, f, eps)])
+def test_eps_is_given_by_name(make):
+    with pytest.raises(TypeError, match="positional argument"):
+        make(3, 1e-5)
 
 
 def test_batch_norm_refuses_leading_axes_it_has_no_statistics_for():
@@ -241,6 +286,7 @@ def test_a_norm_says_what_it_is_and_starts_as_the_standardisation_alone():
     assert repr(BatchNorm1d(6)) == "BatchNorm1d(6, eps=1e-05, momentum=0.1)"
     assert repr(GroupNorm(2, 6, eps=0.5)) == "GroupNorm(2, 6, eps=0.5)"
     assert repr(LayerNorm(1)) == "LayerNorm(1, eps=1e-05)" and repr(RMSNorm(6)) == "RMSNorm(6, eps=1e-05)"
+    assert repr(stack([nn.Sequential(LayerNorm(6))] * 2)[0]) == "LayerNorm(6, eps=1e-05)"
     for make, reference in PAIRS.values():
         ours, theirs = make(6).state_dict(), reference(6).state_dict()
         assert list(ours) == list(theirs) and all(torch.equal(ours[k], theirs[k]) for k in ours)
@@ -283,6 +329,24 @@ def test_calibrate_on_stacked_models_equals_each_alone():
     torch.testing.assert_close(evaluate(ensemble, data), torch.tensor([evaluate(m, data) for m in models]).double())
 
 
+def test_calibrate_reaches_layers_after_and_within_a_sequence():
+    inner = nn.Sequential(BatchNorm1d(2), nn.Tanh())
+    model = nn.Sequential(inner, Linear(2, 3, generator=generator(0, "weights")), BatchNorm1d(3))
+    x = randn(2, 2, dtype=torch.float32)  # two examples are enough
+    calibrate(model, Examples(x, torch.zeros(2, dtype=torch.long)))
+    model.eval()
+    torch.testing.assert_close(inner[0].running_var, x.var(0))
+    torch.testing.assert_close(model[2].running_var, model[1](inner(x)).var(0))
+
+
+def test_calibrate_refuses_statistics_that_are_not_finite():
+    model = nn.Sequential(BatchNorm1d(1))
+    for x in ([[3e38], [-3e38]], [[float("nan")], [1.0]]):  # a mean of 0 with an infinite variance; neither
+        with pytest.raises(ValueError, match="what 0 is given has a mean or variance that is not finite"):
+            calibrate(model, Examples(torch.tensor(x), torch.zeros(2, dtype=torch.long)))
+    assert (model[0].running_mean, model[0].running_var) == (torch.zeros(1), torch.ones(1))
+
+
 def test_calibrate_refuses_a_single_example():
     with pytest.raises(ValueError, match="at least two examples are needed for a variance, got 1"):
         calibrate(MLP(norm=BatchNorm1d).build(generator(0, "weights")), examples(1))
@@ -300,9 +364,180 @@ def test_fold_equals_linear_then_norm_in_evaluation(bias):
         assert all(torch.equal(state[k], v) for k, v in layer.state_dict().items())
 
 
+def test_fold_of_stacked_layers_is_that_of_each():
+    pairs = [nn.Sequential(Linear(5, 4, generator=generator(r, "weights")), BatchNorm1d(4)) for r in range(4)]
+    for r, (_, norm) in enumerate(pairs):
+        norm.running_mean.copy_(randn(4, seed=r))
+        norm.running_var.copy_(randn(4, seed=9 + r).square())
+    linear, norm = stack(pairs)
+    x = randn(4, 7, 5, dtype=torch.float32)
+    torch.testing.assert_close(fold(linear, norm)(x), torch.stack([fold(*p)(x[r]) for r, p in enumerate(pairs)]))
+    with pytest.raises(ValueError, match=r"weight \(4, 5\) does not fit \(4, 4\)"):
+        fold(pairs[0][0], norm)
+
+
+def test_fold_takes_a_norm_without_a_shift():
+    linear, norm = Linear(5, 4, generator=generator(0, "weights")), BatchNorm1d(4).eval()
+    norm.bias = None
+    x = randn(7, 5, dtype=torch.float32)
+    torch.testing.assert_close(fold(linear, norm)(x), norm(linear(x)))
+
+
 def test_fold_refuses_what_does_not_fit():
     linear = Linear(5, 4, generator=generator(0, "weights"))
     with pytest.raises(ValueError, match=r"weight \(4, 5\) does not fit \(3,\)"):
         fold(linear, BatchNorm1d(3))
     with pytest.raises(TypeError, match="a Linear and a BatchNorm1d are needed"):
         fold(linear, LayerNorm(4))
+
+
+# Edges
+
+
+def mlp(seed=0, **recipe):
+    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
+
+
+def draws(corpus, steps, replicas=None, size=8):
+    streams = [generator(s, "batches") for s in range(replicas or 1)]
+    return minibatches(corpus.dev, size, steps, generator=streams if replicas else streams[0])
+
+
+def numbers(model):
+    return {name: x.detach().clone() for name, x in model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+HALF = [torch.float16, torch.bfloat16]
+NORMS = {
+    "BatchNorm1d": (BatchNorm1d, nn.BatchNorm1d),
+    "LayerNorm": (LayerNorm, nn.LayerNorm),
+    "GroupNorm": (lambda f: GroupNorm(4, f), lambda f: nn.GroupNorm(4, f)),
+    "RMSNorm": (RMSNorm, lambda f: nn.RMSNorm(f, eps=1e-5)),
+}
+
+
+@pytest.mark.parametrize("kind", NORMS)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("mean, std", [(0, 1), (0, 200), (100, 1), (0, 1e-3)])
+def test_norms_in_half_precision_are_those_of_torch(kind, training, dtype, mean, std):
+    ours, theirs = (make(64).to(dtype).train(training) for make in NORMS[kind])
+    state = {
+        name: x if not x.dim() else 0.5 + normal(*x.shape, seed=k).abs().to(dtype)
+        for k, (name, x) in enumerate(theirs.state_dict().items())
+    }
+    ours.load_state_dict(state), theirs.load_state_dict(state)
+    x = (mean + std * normal(8, 64)).to(dtype)
+    y, expected = ours(x), theirs(x)
+    assert y.dtype == dtype and float(y.detach().float().square().mean()) > 0.1
+    torch.testing.assert_close(y, expected, rtol=float(torch.finfo(dtype).eps), atol=1e-6)
+    for b, c in zip(ours.buffers(), theirs.buffers(), strict=True):
+        torch.testing.assert_close(b, c, rtol=float(torch.finfo(dtype).eps), atol=1e-6)
+
+
+def test_moments_in_half_precision_are_float32():
+    x = (300 + normal(64, 8)).half()
+    mean, var = moments(x, -2)
+    assert mean.dtype == var.dtype == standardize(x, mean, var, 1e-5).dtype == torch.float32
+    torch.testing.assert_close(var, x.double().var(0, unbiased=False, keepdim=True).float())
+    with pytest.raises(ValueError, match=r"moments: no mean along the empty axis -2 of \(0, 8\)"):
+        moments(x[:0], -2)
+
+
+def test_inputs_that_are_wider_than_half_precision_weights_are_refused():
+    with pytest.raises(ValueError, match=r"LayerNorm: input of torch\.float32 does not fit weights of torch\.float16"):
+        LayerNorm(4).half()(normal(2, 4))
+
+
+@pytest.mark.parametrize("momentum", [None, "0.1", math.nan, -0.1])
+def test_a_momentum_that_is_no_share_is_refused(momentum):
+    with pytest.raises(ValueError, match="momentum: a number from 0 to 1 is needed, got"):
+        BatchNorm1d(3, momentum=momentum)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "assigned", "strided"])
+def test_running_statistics_move_in_any_layout(layout):
+    ensemble, x = stack([nn.Sequential(BatchNorm1d(6)) for _ in range(3)]), normal(3, 8, 6)
+    same = copy.deepcopy(ensemble)
+    state = {k: v.mT.contiguous().mT if v.dim() > 1 else v for k, v in ensemble.state_dict().items()}
+    if layout == "assigned":
+        ensemble.load_state_dict(state, assign=True)
+    elif layout == "transposed":
+        ensemble[0].running_mean, ensemble[0].running_var = state["0.running_mean"], state["0.running_var"]
+    else:
+        for name in ("running_mean", "running_var"):
+            setattr(ensemble[0], name, torch.stack([state[f"0.{name}"]] * 2, -1)[..., 0])
+    assert not ensemble[0].running_mean.is_contiguous()
+    torch.testing.assert_close(ensemble(x), same(x))
+    assert ensemble[0].running_mean.any()
+    torch.testing.assert_close(numbers(ensemble), numbers(same))
+
+
+class Torch(nn.Sequential):
+    """A network with batch normalisation of torch inside."""
+
+    def __init__(self):
+        super().__init__(*mlp(), BatchNorm1d(27), nn.BatchNorm1d(27))
+
+
+def test_calibrate_goes_into_sequences_within_sequences(corpus):
+    data = Examples(*(x[:500] for x in corpus.dev))
+    flat = mlp(norm=BatchNorm1d)
+    train(flat, draws(corpus, 3), lr=0.1)
+    parts = list(copy.deepcopy(flat))
+    nested = nn.Sequential(*parts[:2], nn.Sequential(*parts[2:5], nn.Sequential(*parts[5:7])), *parts[7:])
+    calibrate(flat, data), calibrate(nested, data)
+    assert all(torch.equal(a, b) for a, b in zip(flat.buffers(), nested.buffers(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "build", [Torch, lambda: nn.Sequential(*mlp()[:3], StdBatchNorm(8))], ids=["torch", "StdBatchNorm"]
+)
+def test_calibrate_refuses_statistics_that_it_does_not_know_and_changes_nothing(build, corpus):
+    model = build()
+    before, modes = numbers(model), [m.training for m in model.modules()]
+    with pytest.raises(TypeError, match=r"calibrate: \w+, \w+, keeps statistics, but is no BatchNorm1d"):
+        calibrate(model, corpus.dev)
+    assert equal(numbers(model), before) and [m.training for m in model.modules()] == modes
+
+
+def test_calibrate_is_in_evaluation_whatever_the_mode(corpus):
+    data = Examples(*(x[:200] for x in corpus.dev))
+    model = nn.Sequential(*mlp()[:4], nn.Dropout(0.5), Linear(8, 6, generator=generator(1, "w")), BatchNorm1d(6))
+    quiet = copy.deepcopy(model).eval()
+    calibrate(model, data), calibrate(quiet, data)
+    assert all(m.training for m in model.modules()) and equal(numbers(model), numbers(quiet))
+
+
+def test_calibrate_under_autocast_is_calibrate(corpus):
+    data, model = Examples(*(x[:500] for x in corpus.dev)), mlp(norm=BatchNorm1d)
+    same = copy.deepcopy(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        calibrate(model, data)
+    calibrate(same, data)
+    for a, b in zip(model.buffers(), same.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.02)
+
+
+def test_calibrate_on_values_that_are_not_finite_changes_nothing(corpus):
+    model = mlp(norm=BatchNorm1d)
+    with torch.no_grad():
+        model.linear2.weight[0, 0] = math.inf
+    before = numbers(model)
+    with pytest.raises(ValueError, match="calibrate: what norm2 is given has a mean or variance that is not finite"):
+        calibrate(model, corpus.dev)
+    assert equal(numbers(model), before)
+
+
+def test_folding_keeps_a_frozen_layer_frozen():
+    linear, norm = Linear(3, 4, generator=generator(0, "w")), BatchNorm1d(4)
+    assert all(p.requires_grad for p in fold(linear, norm).parameters())
+    assert not any(p.requires_grad for p in fold(linear.requires_grad_(False), norm).parameters())

@@ -270,3 +270,48 @@ def test_a_shared_legend_has_each_name_once_and_takes_the_place_of_others():
     assert shared._ncols == 2
     with pytest.raises(ValueError, match="axes: no curve has a label"):
         plots.shared_legend([Figure().add_subplot()])
+
+
+def test_frames_draw_every_kind_of_curve(ax):
+    numbers = [1.0, 2.0, 3.0]
+    curves = [plots.Curve(kind, numbers, numbers, kind, k) for k, kind in enumerate(plots.KINDS)]
+    x, y = plots.Axis("x", 0, 4), plots.Axis("y", 0.1, 10, log=True, ticks=(0.1, 1, 10))
+    plots.frames([ax], [plots.Frame("title", x, y, curves)])
+    lines = {line.get_label(): drawn(line) for line in ax.lines}
+    assert [values.tolist() for values in lines["line"]] == [numbers, numbers]
+    assert [values.tolist() for values in lines["stairs"]] == [[1, 1, 2, 2, 3], [1, 2, 2, 3, 3]]
+    assert set(lines["across"][1]) == {1} and set(lines["up"][0]) == {1}
+    assert [bar.get_height() for bar in ax.patches] == numbers
+    assert (ax.get_xlim(), ax.get_ylim(), ax.get_yscale()) == ((0, 4), (0.1, 10), "log")
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["0.1", "1", "10"]
+    assert set(legend(ax)) == set(plots.KINDS)
+
+
+def test_frames_become_one_picture():
+    frame = plots.Frame("t", plots.Axis("x", 0, 1), plots.Axis("y", 0, 1), [plots.Curve("line", [0, 1], [0, 1], "", 0)])
+    one, three = (plots.png([frame] * n) for n in (1, 3))
+    assert one.startswith(b"\x89PNG") and three.startswith(b"\x89PNG") and one == plots.png([frame])
+
+
+def test_on_a_logarithmic_axis_a_density_is_that_of_the_logarithm_and_only_moves_with_the_scale(ax, normal):
+    x = normal(400, 50)
+    x[0, :] = 0
+    plots.densities_by_layer(ax, {"narrow": 1e-4 * x, "wide": 100 * x}, bins=40, log=True)
+    assert ax.get_xscale() == "log" and ax.get_ylabel() == "density per decade"
+    narrow, wide = map(drawn, ax.lines)
+    np.testing.assert_allclose(wide[0], 1e6 * narrow[0], rtol=1e-5)
+    np.testing.assert_allclose(wide[1], narrow[1], rtol=1e-3, atol=1e-3)
+    width = np.diff(np.log10(narrow[0]))
+    np.testing.assert_allclose(width, width[0], rtol=1e-5)
+    assert narrow[1].sum() * width[0] == pytest.approx(1 - 1 / 400)
+    peak = wide[0][wide[1].argmax()]
+    assert 70 < peak < 150
+
+
+def test_a_dashboard_may_stand_on_logarithmic_axes(normal):
+    axes = Figure(layout="constrained").subplots(2, 2)
+    kinds = [{"1": normal(4, 9), "2": normal(4, 9)} for _ in range(3)]
+    updates = {name: Series(torch.tensor([0, 10]), torch.tensor([-3.0, -2.5])) for name in ("1", "2")}
+    plots.dashboard(axes, *kinds, updates, log=True)
+    assert [ax.get_xscale() for ax in axes.flat] == ["log"] * 3 + ["linear"]
+    assert [ax.get_xlabel() for ax in axes.flat] == ["|x|"] * 3 + ["step"]

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +13,7 @@ from mmlib.data import Examples, Vocabulary, minibatches, split
 from mmlib.init import LECUN, Orthogonal, VarianceScaling
 from mmlib.layers import Embedding, Linear, Maxout
 from mmlib.models import MLP, sample
+from mmlib.rng import generator
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -127,3 +129,21 @@ def test_randomness_without_a_generator_is_refused(use, wrong):
 def test_a_generator_that_is_left_out_is_refused(use):
     with pytest.raises(TypeError, match="generator"):
         use(2, 3)
+
+
+# Edges
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("three", [np.int64(3), np.uint8(3), torch.tensor(3)])
+def test_an_integer_of_any_library_is_a_seed(three):
+    assert torch.equal(generator(three, "x").get_state(), generator(3, "x").get_state())
+
+
+@pytest.mark.parametrize("seed", [True, 3.0, np.float64(3), "3", None, torch.tensor(3.0)])
+def test_what_is_no_integer_is_no_seed(seed):
+    with pytest.raises(TypeError, match="seed: an integer is needed, got"):
+        generator(seed, "x")

@@ -231,3 +231,16 @@ def test_an_operand_that_is_no_number_is_refused(other):
         with pytest.raises(TypeError, match=f"a real number is needed, got .* of type {type(other).__name__}"):
             way()
     assert (v.data, v.grad) == (2, 0)
+
+
+# Edges
+
+def test_a_long_chain_of_values_can_be_copied():
+    first = value = Value(1.0)
+    for _ in range(20_000):
+        value = value + 1e-4
+    value.backward()
+    twin = copy.deepcopy({"end": value, "start": first})
+    assert twin["start"] is not first and (twin["start"].grad, twin["end"].data) == (1.0, value.data)
+    twin["end"].backward()
+    assert (twin["start"].grad, first.grad) == (2.0, 1.0)

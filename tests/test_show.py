@@ -2,8 +2,6 @@ import ast
 import importlib
 import inspect
 import pkgutil
-import sys
-import types
 
 import pytest
 
@@ -105,46 +103,3 @@ def test_show_displays_highlighted_python(monkeypatch):
     (markdown,) = displayed
     expected = show.source(layers.Flatten) + "\n\n\n" + show.source(layers.Nonlinearity)
     assert markdown.data == f"```python\n{expected}\n```"
-
-
-# Whether a person watches
-
-
-class Stream:
-    def __init__(self, terminal):
-        self.isatty = lambda: terminal
-
-
-def in_notebook(allow_stdin):
-    content = {} if allow_stdin is None else {"allow_stdin": allow_stdin}
-    kernel = types.SimpleNamespace(get_parent=lambda channel: {"content": content} if channel == "shell" else None)
-    return types.SimpleNamespace(get_ipython=lambda: types.SimpleNamespace(kernel=kernel))
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_is_watched_and_a_pipe_is_not(terminal, monkeypatch):
-    monkeypatch.delitem(sys.modules, "IPython", raising=False)
-    monkeypatch.setattr(sys, "stderr", Stream(terminal))
-    assert show.watched() is terminal
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-def test_a_terminal_with_ipython_is_a_terminal(terminal, monkeypatch):
-    for shell in (None, types.SimpleNamespace()):
-        monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda shell=shell: shell))
-        monkeypatch.setattr(sys, "stderr", Stream(terminal))
-        assert show.watched() is terminal
-
-
-@pytest.mark.parametrize("terminal", [True, False])
-@pytest.mark.parametrize("allow_stdin, watched", [(True, True), (False, False), (None, False)])
-def test_a_notebook_is_watched_if_somebody_could_answer(allow_stdin, watched, terminal, monkeypatch):
-    monkeypatch.setitem(sys.modules, "IPython", in_notebook(allow_stdin))
-    monkeypatch.setattr(sys, "stderr", Stream(terminal))
-    assert show.watched() is watched
-
-
-def test_without_a_standard_error_nobody_watches(monkeypatch):
-    monkeypatch.delitem(sys.modules, "IPython", raising=False)
-    monkeypatch.setattr(sys, "stderr", None)
-    assert show.watched() is False

@@ -4,11 +4,12 @@ import pytest
 import torch
 from scipy import stats as scipy_stats
 
-from mmlib import rng
+from mmlib import rng, stats
 from mmlib.data import Examples
 from mmlib.ensemble import stack
 from mmlib.history import Step
 from mmlib.models import MLP
+from mmlib.rng import generator
 from mmlib.stats import dead, distances, grad_data_ratios, interval, rms, saturation, update_ratios
 from mmlib.trace import Trace, trace
 from mmlib.train import descend
@@ -162,3 +163,34 @@ def test_an_interval_of_fewer_than_two_values_is_refused(n):
 def test_a_confidence_outside_zero_to_one_is_refused(confidence):
     with pytest.raises(ValueError, match=f"confidence: a number between 0 and 1 is needed, got {confidence}"):
         interval(torch.zeros(3), confidence)
+
+
+# Edges
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
+
+
+def test_a_layer_of_nan_does_not_look_healthy():
+    h = randn(2, 4, 5)
+    h[1, 2, 3] = math.nan
+    share = stats.saturation(h, 0.5)
+    assert share[1].isnan() and share[0] == (h[0].abs() > 0.5).double().mean()
+
+
+@pytest.mark.parametrize("measure", [stats.rms, stats.saturation, stats.dead])
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (3, 0, 5), (3, 5, 0), (5,), ()])
+def test_numbers_about_nothing_are_refused(measure, shape):
+    with pytest.raises(ValueError, match=rf"{measure.__name__}: at least one row and one column are needed, got"):
+        measure(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_interval_of_what_is_not_finite_is_refused(value):
+    with pytest.raises(ValueError, match=rf"values: finite numbers are needed, got {value} at \[1, 2\]"):
+        values = torch.zeros(3, 4)
+        values[1, 2] = values[2, 0] = value
+        stats.interval(values)
+    with pytest.raises(ValueError, match="values: at least two"):
+        stats.interval(torch.tensor(1.0))

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -8,11 +9,13 @@ from torch.nn.utils import skip_init
 
 from mmlib import rng
 from mmlib.activations import IDENTITY, RELU, TANH
-from mmlib.data import Examples
+from mmlib.data import Examples, minibatches
 from mmlib.ensemble import stack
 from mmlib.layers import Embedding, Flatten, Linear, Maxout, Nonlinearity
 from mmlib.models import MLP
-from mmlib.trace import first_not_finite, layer_outputs, trace, undisturbed
+from mmlib.rng import generator
+from mmlib.trace import first_not_finite, first_not_finite_gradient, layer_outputs, trace, undisturbed
+from mmlib.train import descend, train
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -276,3 +279,129 @@ def test_undisturbed_keeps_the_buffers_of_torch_norms_exactly(normal):
         norm(normal(8, 4))
     assert_unchanged(norm, before)
     assert int(norm.num_batches_tracked) == 1
+
+
+# Edges
+
+
+def mlp(seed=0, **recipe):
+    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
+
+
+def draws(corpus, steps, replicas=None, size=8):
+    streams = [generator(s, "batches") for s in range(replicas or 1)]
+    return minibatches(corpus.dev, size, steps, generator=streams if replicas else streams[0])
+
+
+def numbers(model):
+    return {name: x.detach().clone() for name, x in model.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class Chained(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def with_layer(layer, r=0, at=4):
+    layers = list(mlp(r))
+    return nn.Sequential(*layers[:at], layer, *layers[at:])
+
+
+def test_a_forward_of_its_own_is_not_traced(symbols):
+    batch = Examples(symbols(4, 3), symbols(4))
+    for look in (trace, first_not_finite):
+        with pytest.raises(TypeError, match="model: Chained has a forward of its own"):
+            look(Chained(*mlp()), batch)
+        with pytest.raises(ValueError, match=r"model: an nn\.Sequential of at least one layer is needed, got none"):
+            look(nn.Sequential(), batch)
+
+
+def test_layers_that_work_in_place_are_traced_as_those_that_do_not(symbols):
+    def network(inplace):
+        g = generator(0, "w")
+        return nn.Sequential(
+            *(Embedding(27, 4, generator=g), Flatten(), Linear(12, 8, generator=g), nn.ReLU(inplace)),
+            *(Linear(8, 27, generator=g), nn.LeakyReLU(0.1, inplace)),
+        )
+
+    batch = Examples(symbols(16, 3), symbols(16))
+    a, b = trace(network(True), batch), trace(network(False), batch)
+    for part, other in zip(a[1:], b[1:], strict=True):
+        assert equal(part, other)
+    assert (a.outputs["2"] < 0).any()
+    contexts = randn(4, 5)
+    trace(
+        nn.Sequential(nn.ReLU(inplace=True), Linear(5, 27, generator=generator(0, "w"))), Examples(contexts, symbols(4))
+    )
+    assert (contexts < 0).any()
+
+
+def test_gradients_where_there_are_none_are_an_error_in_words(symbols, corpus):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="trace: there are no gradients within"):
+        trace(mlp(), Examples(symbols(4, 3), symbols(4)))
+    for off in (torch.inference_mode(), torch.no_grad()):
+        with off, pytest.raises(RuntimeError, match="descend: gradients are turned off"):
+            train(mlp(), draws(corpus, 2), lr=0.1)
+
+
+class Backfires(torch.autograd.Function):
+    """The identity, with a gradient of nan."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * math.nan
+
+
+class Backfire(nn.Module):
+    def forward(self, x):
+        return Backfires.apply(x)
+
+
+class RootWeight(nn.Module):
+    """Its output is finite at weight 0, its weight's gradient is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(8))
+
+    def forward(self, x):
+        return x + self.w.unsqueeze(-2).abs().sqrt()
+
+
+@pytest.mark.parametrize("layer, parameters", [(Backfire(), 0), (RootWeight(), 1)])
+def test_a_gradient_that_is_not_finite_stops_before_the_step_and_is_named_where_it_arose(layer, parameters, corpus):
+    model = with_layer(layer)
+    before = numbers(model)
+    (batch,) = draws(corpus, 1)
+    assert first_not_finite(model, batch) is None and first_not_finite_gradient(model, batch) == "4"
+    assert first_not_finite_gradient(mlp(), batch) is None
+    with pytest.raises(FloatingPointError, match=r"step 0: a gradient is nan or infinite, .* it arises in '4'\."):
+        list(descend(model, draws(corpus, 3), lr=0.1))
+    history = train(model, draws(corpus, 3), lr=0.1)
+    assert history.ended == "diverged" and "arises in '4'" in history.diverged[0] and not len(history.loss.steps)
+    assert equal(numbers(model), before)
+
+
+def test_an_expanded_gradient_is_no_obstacle(corpus):
+    class Shift(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(5))
+
+        def forward(self, x):
+            return x + self.w.sum()
+
+    model = with_layer(Shift())
+    assert train(model, draws(corpus, 3), lr=0.1).ended == "done" and model[4].w.any()

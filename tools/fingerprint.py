@@ -9,12 +9,13 @@ import shutil
 import sys
 from pathlib import Path
 
+FOLDERS = ["mmlib", "reproduction", "book/figures"]
 CONSTANT = ["book/book.mplstyle", "benchmarks/checkup/record.md", "constraints.txt"]
 
 
 def fingerprint() -> str:
     digest = hashlib.sha256(sys.version.encode())
-    files = (path for folder in ("mmlib", "reproduction") for path in Path(folder).rglob("*") if path.is_file())
+    files = (path for folder in FOLDERS for path in Path(folder).rglob("*") if path.is_file())
     library = (path for path in files if path.suffix in {".py", ".txt", ".json"})
     for path in sorted([*library, *map(Path, CONSTANT)]):
         digest.update(f"{path}\0".encode())

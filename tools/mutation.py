@@ -64,7 +64,7 @@ HEAD = """# Mutants by module
 Written by `make mutation`. Each module of `mmlib` is changed in one place at a time (`a + b` to `a - b`, 1 to 2, `<` to
 `<=`, a decorator removed, ...) and tested by its own test file alone. Timed out: the change makes the tests run
 for ever, or {limit} times as long and 2 s more. [survivors.toml](survivors.toml) says of each survivor why the change
-means nothing. A row stands for the two files of which it gives the digest.
+means nothing. A row stands for the code, docstrings apart, and the test file of which it gives the digest.
 
 | module | mutants | killed | timed out | survived | killed or timed out | of |
 |---|---:|---:|---:|---:|---:|---|
@@ -217,8 +217,13 @@ def reasons() -> dict[tuple[str, str, str], str]:
 
 
 def digest(module: str) -> str:
-    files = (ROOT / "mmlib" / f"{module}.py", ROOT / "tests" / f"test_{module}.py")
-    return hashlib.blake2b(b"".join(file.read_bytes() for file in files), digest_size=4).hexdigest()
+    """Of a module's code, without comments and docstrings, and of its test file."""
+    code = ast.parse((ROOT / "mmlib" / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(code):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    tests = (ROOT / "tests" / f"test_{module}.py").read_bytes()
+    return hashlib.blake2b(ast.dump(code).encode() + tests, digest_size=4).hexdigest()
 
 
 def stored(module: str) -> Path:

@@ -29,7 +29,7 @@ def checkup(
     model: nn.Module,
     inputs: Any,
     targets: Any,
-    loss_fn: Callable,
+    loss_fn: Callable[..., Any],
     *,
     lr: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
@@ -48,6 +48,14 @@ def checkup(
     Raises TypeError for a model that is no module or is scripted, an optimiser that is none, or a loss that is no
     tensor; ValueError for a model without parameters, an optimiser that holds none of them, a loss of more than one
     number, a learning rate that is not positive, or a rule to ignore that there is not.
+
+    >>> from torch.nn.functional import cross_entropy
+    >>> from mmlib.models import MLP
+    >>> from mmlib.rng import generator, normal
+    >>> naive = MLP(width=100, depth=1, init=normal, confidence=1.0).build(generator(0, 'weights'))
+    >>> symbols = torch.arange(128) % 27
+    >>> [finding.rule for finding in checkup(naive, symbols[:96].view(32, 3), symbols[96:], cross_entropy)]
+    ['saturation', 'first loss']
     """
     ignored = check_ignored(ignore)
     seen = record(model, inputs, targets, loss_fn, lr, optimizer)

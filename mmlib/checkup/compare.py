@@ -62,6 +62,12 @@ def compare(before: Report, after: Report) -> Comparison:
     """Two reports side by side, say of a model before and after a change or some training.
 
     Raises TypeError unless both are reports.
+
+    >>> from torch import nn, ones
+    >>> from mmlib.checkup import checkup
+    >>> report = checkup(nn.Linear(2, 1), ones(8, 2), ones(8, 1), nn.MSELoss())
+    >>> compare(report, report).after is report
+    True
     """
     for name, report in (("before", before), ("after", after)):
         if not isinstance(report, Report):

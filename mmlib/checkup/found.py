@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmlib.trace import undisturbed
+from mmlib.undisturbed import undisturbed
 
 
 def tensors(x: Any) -> Iterator[Tensor]:

@@ -1,5 +1,7 @@
 """The names of the functions that a watch looks out for."""
 
+from typing import Any
+
 from mmlib.checkup.row import BOUNDED
 
 FROM_OUTPUT = BOUNDED | {"relu"}  # whose output tells the slope
@@ -56,7 +58,7 @@ ELEMENTWISE = frozenset(
 ELEMENTWISE |= {"true_divide", "subtract", "multiply", "divide", "eq", "ne", "__eq__", "__sub__", "__add__", "__mul__"}
 
 
-def dropout_share(name: str, args: tuple, kwargs: dict) -> float:
+def dropout_share(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     """The share that a call of a dropout function drops, 0 if it drops none."""
     if name == "scaled_dot_product_attention":
         return float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0))

@@ -1,7 +1,7 @@
 """Gradients, which of them are 0, and whether they stay so."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,12 +12,16 @@ from mmlib.checkup.traced import checkpointed
 
 _GAP = 4 * torch.finfo(torch.float32).eps
 
+Gradients = dict[nn.Parameter, Tensor | None]
 
-def gradients(loss: Tensor, wanted: list[nn.Parameter]) -> dict[nn.Parameter, Tensor | None]:
+
+def gradients(loss: Tensor, wanted: list[nn.Parameter]) -> Gradients:
     """Those of the loss, None for parameters that it does not reach."""
     if not wanted or not loss.requires_grad:
         return dict.fromkeys(wanted)
-    found = torch.autograd.grad(loss.sum(), wanted, allow_unused=True, retain_graph=(again := checkpointed(loss)))
+    again = checkpointed(loss)
+    found: Sequence[Tensor | None]
+    found = torch.autograd.grad(loss.sum(), wanted, allow_unused=True, retain_graph=again)
     if again and None in found:  # what is checkpointed with use_reentrant is reached by backward alone
         for p in wanted:
             p.grad = None
@@ -26,7 +30,7 @@ def gradients(loss: Tensor, wanted: list[nn.Parameter]) -> dict[nn.Parameter, Te
     return {p: g.to_dense() if g is not None and g.is_sparse else g for p, g in zip(wanted, found, strict=True)}
 
 
-def norms_of(grads: dict[nn.Parameter, Tensor | None]) -> tuple[dict[nn.Parameter, float], set[nn.Parameter]]:
+def norms_of(grads: Gradients) -> tuple[dict[nn.Parameter, float], set[nn.Parameter]]:
     """The norm of each gradient, and which are 0."""
     norms = {
         p: torch.linalg.vector_norm(g.abs() if g.is_complex() else g).item() for p, g in grads.items() if g is not None
@@ -36,7 +40,9 @@ def norms_of(grads: dict[nn.Parameter, Tensor | None]) -> tuple[dict[nn.Paramete
     return norms, {p for p, x in norms.items() if x <= floor}
 
 
-def stuck_of(run: Callable[[], Tensor], grads: dict, zero: set[nn.Parameter], kept: AsFound) -> set[nn.Parameter]:
+def stuck_of(
+    run: Callable[[], Tensor], grads: Gradients, zero: set[nn.Parameter], kept: AsFound
+) -> set[nn.Parameter]:
     """Those whose gradient is 0 still after three small steps of all that have one."""
     for _ in range(3):
         kept.changes = _stepped(grads, kept.changes)
@@ -57,7 +63,7 @@ def begun(zeros: list[nn.Parameter]) -> dict[nn.Parameter, Tensor]:
         return {p: 0.05 * torch.randn_like(p) for p in zeros}
 
 
-def _stepped(grads: dict, before: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+def _stepped(grads: Gradients, before: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
     """The changes after one more small step, of the same relative size for all that have a gradient."""
     norms, zero = norms_of(grads)
     steps = dict(before)

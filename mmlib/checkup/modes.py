@@ -78,9 +78,10 @@ def _batch_norm(seen: Record) -> Found:
         )
     fast = [row for row in norms if (getattr(row.module, "momentum", None) or 0) > 0.5]
     if fast:
-        measured = f"momentum {fast[0].module.momentum:g}, the share of the newest batch in the running statistics"
+        momentum = getattr(fast[0].module, "momentum", 0.0)
+        measured = f"momentum {momentum:g}, the share of the newest batch in the running statistics"
         why = "evaluation then rests on the last few batches; elsewhere momentum means the share of the old ones"
-        action = f"momentum={1 - fast[0].module.momentum:.3g}, or the default, 0.1"
+        action = f"momentum={1 - momentum:.3g}, or the default, 0.1"
         yield "warning", [row.name for row in fast], measured, "0.1 or less", why, action
 
 

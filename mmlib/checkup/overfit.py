@@ -47,7 +47,7 @@ def overfit(
     model: nn.Module,
     inputs: Any,
     targets: Any,
-    loss_fn: Callable,
+    loss_fn: Callable[..., Any],
     optimizer: torch.optim.Optimizer,
     steps: int = 200,
 ) -> Overfit:
@@ -55,6 +55,13 @@ def overfit(
 
     A model that cannot learn a few examples by heart has a fault that more data will not mend. Model, optimiser, inputs
     and random states are left as found. Raises what `checkup` raises, and ValueError for fewer than ten steps.
+
+    >>> from mmlib.rng import generator, normal
+    >>> with torch.random.fork_rng():
+    ...     model = nn.Linear(4, 1)
+    >>> x, optimizer = normal(3, 4, generator=generator(0, 'x')), torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> print(str(overfit(model, x, torch.ones(3, 1), nn.MSELoss(), optimizer)).splitlines()[-1])
+    The batch is learned by heart.
     """
     if not isinstance(steps, int) or steps < 10:
         raise ValueError(f"steps: an integer of at least 10 is needed, got {steps!r}")
@@ -64,7 +71,8 @@ def overfit(
         given, expected = fresh(inputs), fresh(targets)
         student, optimizer = copied(model, optimizer)
         parameters = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        losses, paths = [], {name: [] for name in parameters}
+        losses: list[float] = []
+        paths: dict[str, list[float]] = {name: [] for name in parameters}
         for _ in range(steps):
             optimizer.zero_grad()
 
@@ -78,7 +86,7 @@ def overfit(
 
             before = {name: p.detach().clone() for name, p in parameters.items()}
             seen = len(losses)
-            optimizer.step(closure)
+            optimizer.step(closure)  # type: ignore[arg-type]  # torch's own closures return tensors
             del losses[seen + 1 :]  # a method that looks for its step calls it more than once
             for name, p in parameters.items():
                 paths[name].append((p.detach() - before[name]).norm().item())

@@ -43,7 +43,9 @@ class _Light(TorchFunctionMode):
         self.graph = self.attends = False
         self._inside = MODEL
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name = getattr(func, "__name__", "")
         if share := dropout_share(name, args, kwargs or {}):
             self.dropped[self._inside] = share
@@ -65,7 +67,7 @@ class _Light(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._inside = self.names[module]
         out = next(tensors(output), None)
         if out is not None and out.is_floating_point():
@@ -77,7 +79,7 @@ _SPREAD_OVER_ROWS = frozenset({"matmul", "__matmul__", "mm", "spmm", "index_add"
 _SPREAD_OVER_ROWS |= {"__getitem__", "scatter_add_", "scatter_reduce", "scatter_reduce_"}
 
 
-def _graph(name: str, args: tuple) -> bool:
+def _graph(name: str, args: tuple[Any, ...]) -> bool:
     """Whether a call takes sums over examples by a matrix that nothing trains, or by places: a graph's edges."""
     if "matm" in name or name in ("mm", "spmm"):
         a, b = args[0], args[1]

@@ -102,7 +102,7 @@ def _check(model: nn.Module, lr: float | None) -> None:
         raise ValueError(f"lr: a positive number is needed, got {lr!r}")
 
 
-def _loss(loss_fn: Callable, outputs: Any, targets: Any) -> Tensor:
+def _loss(loss_fn: Callable[..., Any], outputs: Any, targets: Any) -> Tensor:
     try:
         loss = loss_fn(outputs, targets)
     except Exception as error:
@@ -126,7 +126,7 @@ def record(
     model: nn.Module,
     inputs: Any,
     targets: Any,
-    loss_fn: Callable,
+    loss_fn: Callable[..., Any],
     lr: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Record:
@@ -154,7 +154,7 @@ def _record(
     model: nn.Module,
     given: Any,
     expected: Any,
-    loss_fn: Callable,
+    loss_fn: Callable[..., Any],
     lr: float | None,
     optimizer: torch.optim.Optimizer | None,
     kept: AsFound,

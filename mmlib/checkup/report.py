@@ -129,7 +129,7 @@ def _folded(report: Report) -> list[list[str]]:
     if len(report.layers) <= _SHOWN:
         return [cells(layer) for layer in report.layers]
     named = {name for finding in report for name in (finding.layer, *finding.also[:3])}
-    shown: dict[tuple, list[Layer]] = {}
+    shown: dict[tuple[Any, ...], list[Layer]] = {}
     rows, left = [], 0
     for layer in report.layers:
         before = shown.setdefault((re.sub(r"\d+", "#", layer.name), layer.kind, layer.shape[1:]), [])

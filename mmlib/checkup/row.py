@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,7 @@ class Row:
             x = numbers(x) if x is not None else y if self.activation == "tanh" else y - 0.5
             low, high = (-0.99, 0.99) if self.activation == "tanh" else (-_SIGMOID, _SIGMOID)
             spans = flat or ((-math.inf, low), (high, math.inf))
-            inside = sum(
+            inside: Any = sum(
                 (x >= a) & (x <= b) if -math.inf < a and b < math.inf else x <= b if a < 0 else x >= a for a, b in spans
             )
             count = inside.float().sum(over) if over else inside.float()

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from graphlib import TopologicalSorter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmlib.checkup.record import Record
 from mmlib.checkup.report import Finding
@@ -27,7 +27,7 @@ class Rule(NamedTuple):
 RULES: dict[str, Rule] = {}
 
 
-def rule(name: str, chapter: str, silences: str = "") -> Callable:
+def rule(name: str, chapter: str, silences: str = "") -> Callable[..., Any]:
     """Adds a function to the rules. `silences` are names with commas between them, or "everything".
 
     Raises ValueError for a name that is taken.

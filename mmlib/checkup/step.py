@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from typing import Any
 
 from mmlib.checkup.record import Record
 from mmlib.checkup.row import Row
@@ -76,7 +77,7 @@ def _step_size(seen: Record) -> Found:
         yield _too_small(seen, rows, middle, rate)
 
 
-def _too_large(seen: Record, worst: tuple[Row, float, float] | None, middle: float, rate: float) -> tuple:
+def _too_large(seen: Record, worst: tuple[Row, float, float] | None, middle: float, rate: float) -> tuple[Any, ...]:
     taken = seen.taken
     row, update, limit = worst or (None, math.nan, math.nan)
     measured = f"too large: log10(update:data) is {middle:.1f} in the middle layer at learning rate {rate:g}"
@@ -100,7 +101,7 @@ def _too_large(seen: Record, worst: tuple[Row, float, float] | None, middle: flo
     )
 
 
-def _too_small(seen: Record, rows: list, middle: float, rate: float) -> tuple:
+def _too_small(seen: Record, rows: list[Any], middle: float, rate: float) -> tuple[Any, ...]:
     row = min(rows, key=lambda found: found[1])[0] if rows else None
     measured = f"too small: log10(update:data) is {middle:.1f} in the middle layer at learning rate {rate:g}"
     why = "at -3 a thousand steps renew the weights, at -5 a hundred thousand"
@@ -124,7 +125,7 @@ def _outweighs(seen: Record, row: Row) -> float:
     return math.log10(1 / math.sqrt(n) + 1 / math.sqrt(m))
 
 
-def _matrices(seen: Record, row: Row) -> list:
+def _matrices(seen: Record, row: Row) -> list[Any]:
     return [p for p in seen.parameters if p.layer == row.name and p.data.dim() > 1 and p.data.numel() > 1]
 
 

@@ -78,7 +78,7 @@ def _in_a_row(seen: Record) -> list[tuple[Row, Row]]:
             continue
         weight, width = row.module.weight, before.shape[before.axis]
         dense = getattr(row.module, "groups", 1) == getattr(before.module, "groups", 1) == 1
-        alike = weight[0, 0].numel() == before.module.weight[0, 0].numel()
+        alike = weight[0, 0].numel() == getattr(before.module, "weight", weight)[0, 0].numel()
         if dense and alike and width >= min(len(weight), _fan_in(before)):
             pairs.append((before, row))
     return pairs

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def _step(
     return model, {name: p.detach() - before[name] for name, p in parameters.items()}
 
 
-def _numbers(group: dict) -> dict[str, float]:
+def _numbers(group: dict[str, Any]) -> dict[str, float]:
     return {
         key: value for key, value in group.items() if isinstance(value, (int, float)) and not isinstance(value, bool)
     }

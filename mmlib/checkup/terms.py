@@ -22,7 +22,7 @@ def classes(prediction: Tensor) -> int:
 
 
 def _constant(statistic: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    def predicted(prediction: Tensor, target: Tensor, _: dict) -> Tensor:
+    def predicted(prediction: Tensor, target: Tensor, _: dict[str, Any]) -> Tensor:
         target = target.to(prediction.dtype)
         one = target.dim() == 0 or len(target) == 1  # whose own value would be no guess
         best = statistic((target.flatten() if one else target).float()).to(prediction.dtype)
@@ -36,7 +36,7 @@ def _median(t: Tensor) -> Tensor:
     return (ordered[(len(t) - 1) // 2] + ordered[len(t) // 2]) / 2
 
 
-def _log_target(prediction: Tensor, target: Tensor, call: dict) -> Tensor:
+def _log_target(prediction: Tensor, target: Tensor, call: dict[str, Any]) -> Tensor:
     """The log-probabilities that cost least."""
     k = classes(prediction)
     if not target.is_floating_point():
@@ -46,19 +46,19 @@ def _log_target(prediction: Tensor, target: Tensor, call: dict) -> Tensor:
     return target.to(prediction.dtype).clamp_min(1e-30).log()
 
 
-def _logit(prediction: Tensor, target: Tensor, _: dict) -> Tensor:
+def _logit(prediction: Tensor, target: Tensor, _: dict[str, Any]) -> Tensor:
     return target.to(prediction.dtype).clamp(1e-30, 1 - torch.finfo(prediction.dtype).eps).logit()
 
 
-def _same(prediction: Tensor, target: Tensor, _: dict) -> Tensor:
+def _same(prediction: Tensor, target: Tensor, _: dict[str, Any]) -> Tensor:
     return target.to(prediction.dtype)
 
 
-def _zeros(prediction: Tensor, target: Tensor, _: dict) -> Tensor:
+def _zeros(prediction: Tensor, target: Tensor, _: dict[str, Any]) -> Tensor:
     return torch.zeros_like(prediction)
 
 
-def _log_uniform(prediction: Tensor, target: Tensor, _: dict) -> Tensor:
+def _log_uniform(prediction: Tensor, target: Tensor, _: dict[str, Any]) -> Tensor:
     return torch.full_like(prediction, -math.log(classes(prediction)))
 
 
@@ -101,7 +101,9 @@ class Term(NamedTuple):
     own: bool = True
 
 
-def term(name: str, func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, Term | None]:
+def term(
+    name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Tensor, Term | None]:
     """The value of a call of a loss function, and what there is to say of it.
 
     Labels out of range are brought into it, so that the rest can be looked at.
@@ -118,7 +120,7 @@ def term(name: str, func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that broadcast: a finding says it
         value = func(*call.args, **call.kwargs)
-    levels = []
+    levels = []  # of the guess that knows nothing, and the least
     for guess in _GUESSES[name]:
         given["input"] = guess(prediction.detach(), given["target"].detach(), given)
         with torch.no_grad(), warnings.catch_warnings():
@@ -126,7 +128,7 @@ def term(name: str, func: Callable, args: tuple, kwargs: dict) -> tuple[Tensor, 
             levels.append(func(*call.args, **call.kwargs).mean().item())
     ignored = name in LABELS and not target.is_floating_point() and bool((target == given["ignore_index"]).all())
     mean = value.detach().mean().item()
-    return value, Term(name, prediction.detach(), target.detach(), mean, *levels, outside, ignored)
+    return value, Term(name, prediction.detach(), target.detach(), mean, levels[0], levels[1], outside, ignored)
 
 
 def _outside(name: str, prediction: Tensor, target: Tensor, ignored: int | None) -> str:

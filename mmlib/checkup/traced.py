@@ -99,13 +99,15 @@ class _Locate(TorchFunctionMode):
         self.running: list[str] = []
         self.found: tuple[str, str] | None = None
 
-    def enter(self, module: nn.Module, args: tuple) -> None:
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.running.append(self.names[module])
 
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def leave(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.running.pop()
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         good = self.found is not None or all(map(finite, tensors([args, kwargs])))
         output = func(*args, **kwargs)
@@ -124,7 +126,7 @@ def _line() -> str:
     return f"{Path(frame.f_code.co_filename).name}, line {frame.f_lineno}: {text}" if text else ""
 
 
-def located(model: nn.Module, inputs: Any, targets: Any, loss_fn: Callable) -> tuple[str, str] | None:
+def located(model: nn.Module, inputs: Any, targets: Any, loss_fn: Callable[..., Any]) -> tuple[str, str] | None:
     """The first module with a number that is not finite, and the line that made it."""
     locate = _Locate(model)
     inner = [m for m in locate.names if not isinstance(m, torch.jit.ScriptModule)]

@@ -61,7 +61,7 @@ class Watch(TorchFunctionMode):
         self._last: Row | None = None
         self._written: dict[int, tuple[Tensor, Row]] = {}  # kept, so that no other tensor gets its place in memory
         self._source: dict[int, tuple[Tensor, str]] = {}  # the same, also of what functions made of it elementwise
-        self._spans: dict[tuple, Spans] = {}
+        self._spans: dict[tuple[Any, ...], Spans] = {}
         self._activated: tuple[str, Tensor] | None = None
         self._raw: dict[int, tuple[Tensor, frozenset[str]]] = {id(x): (x, frozenset({n})) for n, x in inputs.items()}
         self._sides: dict[int, tuple[Tensor, str, bool]] = {}  # in the loss: of outputs, targets; an axis added
@@ -69,7 +69,7 @@ class Watch(TorchFunctionMode):
         self._kept: list[Tensor] = []
         self._noted = sys.exc_info()[1]  # what is being handled around the checkup is none of its business
         self._handles: list[Any] = []
-        self._handlers: dict[str, Callable] = dict.fromkeys(LOSSES, self._loss)
+        self._handlers: dict[str, Callable[..., Any]] = dict.fromkeys(LOSSES, self._loss)
         self._handlers |= dict.fromkeys(BOUNDED | RECTIFIERS, self._activation)
         self._handlers |= dict.fromkeys(ENDS, self._end) | dict.fromkeys(DROPOUT, self._drop)
         self._handlers |= dict.fromkeys(MOVES, self._move) | {"requires_grad": self._own}
@@ -92,7 +92,7 @@ class Watch(TorchFunctionMode):
         self._plain = {id(x) for x in tensors(outputs)}
         self._sides = {id(x): (x, side, False) for side, xs in (("o", outputs), ("t", targets)) for x in tensors(xs)}
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.forward:  # a checkpointed layer runs again in the backward pass
             return
         square, source, raw = 0.0, "", ""
@@ -108,7 +108,7 @@ class Watch(TorchFunctionMode):
                     self.reads += [(n, self.names[module]) for n in self._raw.get(id(first), (first, ()))[1]]
         self._running.append((module, square, source, raw))
 
-    def _leave(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if not self.forward:
             return
         _, square, source, raw = self._running.pop()
@@ -146,7 +146,9 @@ class Watch(TorchFunctionMode):
         if output.requires_grad:
             self._handles.append(output.register_hook(row.see_gradient))
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         name = name[:-1] if name.endswith("_") and not name.endswith("__") else name
@@ -155,7 +157,7 @@ class Watch(TorchFunctionMode):
         handler = self._handlers.get(name)
         return handler(name, func, args, kwargs) if handler and not in_transform() else func(*args, **kwargs)
 
-    def _in_loss(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
+    def _in_loss(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mine = [self._sides[id(x)] for x in (*args, *kwargs.values()) if id(x) in self._sides]
         self.targets_read |= any("t" in side for _, side, _ in mine)
         handler = self._loss if name in LOSSES else self._end if name in ENDS else None
@@ -171,11 +173,9 @@ class Watch(TorchFunctionMode):
                 shapes = tuple(a.shape), tuple(b.shape)
                 self.broadcast = self.broadcast or (shapes if "o" in of_a else shapes[::-1])
         elif name in ELEMENTWISE and len(mine) == 1 and not mine[0][2] and len(args) == 2:
-            shapes = [tuple(x.shape) for x in args if isinstance(x, Tensor)]
-            if (
-                len(shapes) == 2 and output.dim() and set(shapes) == {(n := output.shape[0],), (n, 1)} and n > 1
-            ):  # say, of weights
-                self.broadcast = self.broadcast or tuple(shapes)
+            pair = [tuple(x.shape) for x in args if isinstance(x, Tensor)]
+            if len(pair) == 2 and output.dim() and set(pair) == {(n := output.shape[0],), (n, 1)} and n > 1:
+                self.broadcast = self.broadcast or (pair[0], pair[1])  # say, of weights
         side = "".join(sorted({letter for _, side, _ in mine for letter in side}))
         added = any(new for *_, new in mine) or output.dim() > max(x.dim() for x, *_ in mine)
         self._sides[id(output)] = output, side, added
@@ -183,7 +183,7 @@ class Watch(TorchFunctionMode):
             self._plain.add(id(output))
         return output
 
-    def _loss(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    def _loss(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if name in REGRESSION and len(args) >= 2 and args[1].requires_grad and not args[0].requires_grad:
             args = (args[1], args[0], *args[2:])  # the other way round, which for these is the same
         value, seen = term(name, func, args, kwargs)
@@ -202,16 +202,17 @@ class Watch(TorchFunctionMode):
         layer = self._written[place][1].name if place in self._written else ""
         return seen._replace(passed=self._activated[0] if activated else "", layer=layer)
 
-    def _activation(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    def _activation(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point() or not args[0].numel():
             return func(*args, **kwargs)
-        x, spans = None, ()
+        x: Tensor | None = None
+        spans: tuple[tuple[float, float], ...] = ()
         if name not in FROM_OUTPUT:
-            key = name, args[1:], tuple(kwargs.items())
-            if key not in self._spans:
+            call = name, args[1:], tuple(kwargs.items())
+            if call not in self._spans:
                 rest = {k: v for k, v in kwargs.items() if k != "inplace"}
-                self._spans[key] = flat_spans(Activation(name, lambda x: func(x.clone(), *args[1:], **rest)))
-            x, spans = args[0].detach(), self._spans[key]
+                self._spans[call] = flat_spans(Activation(name, lambda x: func(x.clone(), *args[1:], **rest)))
+            x, spans = args[0].detach(), self._spans[call]
             in_place = func.__name__.endswith("_") or kwargs.get("inplace") or True in args[1:]
             x = x.clone() if in_place else x
         output = func(*args, **kwargs)
@@ -228,7 +229,7 @@ class Watch(TorchFunctionMode):
         self._passes_on(args[0], output)
         return output
 
-    def _end(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
+    def _end(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = args[0] if args and isinstance(args[0], Tensor) else None
         before, squashed = self._activated or ("", given)
         again = name.endswith("softmax") and before in ("softmax", "sigmoid") and given is not None
@@ -242,7 +243,7 @@ class Watch(TorchFunctionMode):
             self.peaked[self._last.name if self._last else MODEL] = share
         return output
 
-    def _drop(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
+    def _drop(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = func(*args, **kwargs)
         self._passes_on(args[0], output)
         if share := dropout_share(name, args, kwargs):
@@ -253,7 +254,7 @@ class Watch(TorchFunctionMode):
     def _here(self) -> str:
         return self.names[self._running[-1][0]] if self._running else MODEL
 
-    def _move(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
+    def _move(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = func(*args, **kwargs)
         parts = args[0] if args and isinstance(args[0], (tuple, list)) else args[:1]
         names = frozenset().union(*(self._raw[id(x)][1] for x in parts if id(x) in self._raw))
@@ -261,7 +262,7 @@ class Watch(TorchFunctionMode):
             self._raw[id(output)] = output, names
         return output
 
-    def _own(self, name: str, func: Callable, args: tuple, kwargs: dict) -> Any:
+    def _own(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = func(*args, **kwargs)
         self.data.add(id(args[0]))
         self._kept.append(args[0])  # so that no other tensor gets its number

@@ -7,10 +7,16 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from mmlib.exercise import depth, norms, practice, start
+from mmlib.exercise import beyond, depth, norms, practice, start
 from mmlib.exercise.kinds import Exercise, WrongType, shown
 
-EXERCISES: dict[str, Exercise] = {**start.EXERCISES, **depth.EXERCISES, **norms.EXERCISES, **practice.EXERCISES}
+EXERCISES: dict[str, Exercise] = {
+    **start.EXERCISES,
+    **depth.EXERCISES,
+    **norms.EXERCISES,
+    **practice.EXERCISES,
+    **beyond.EXERCISES,
+}
 """Every exercise that answers, by its label."""
 
 
@@ -45,7 +51,11 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def verdict(name: str = "", answer: Any = None, *, seconds: float = 10.0) -> str:
-    """What `check` prints."""
+    """What `check` prints.
+
+    >>> verdict('ex-13-log')[:26]
+    'ex-13-log: no answer yet. '
+    """
     if not isinstance(name, str) or name not in EXERCISES:
         near = difflib.get_close_matches(shown(name), EXERCISES, n=1)
         return f"There is no exercise {shown(name)} to check" + (f"; did you mean {near[0]!r}?" if near else ".")
@@ -71,5 +81,8 @@ def check(name: str = "", answer: Any = None, *, seconds: float = 10.0) -> None:
     within `seconds` are each told in a sentence, and the notebook goes on. The limit is an interval timer (SIGALRM). It
     holds in the main thread on Linux and macOS, where a notebook runs its cells, and for an endless loop in Python; on
     Windows, in another thread and within one call into compiled code there is none, and the kernel's interrupt remains.
+
+    >>> check('ex-00-none', 1)
+    There is no exercise 'ex-00-none' to check; did you mean 'ex-06-funnel'?
     """
     print(verdict(name, answer, seconds=seconds))

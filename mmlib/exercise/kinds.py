@@ -115,7 +115,7 @@ class Choice:
     wrongly: Mapping[Any, str]
 
     @property
-    def solution(self) -> set:
+    def solution(self) -> set[Any]:
         """The items that fit."""
         return set(self.right)
 
@@ -159,7 +159,7 @@ def draws(*shape: int, seed: int = 0) -> Tensor:
     return rng.normal(*shape, generator=rng.generator(seed, "exercise")).double()
 
 
-def returned(answer: Callable, *arguments: Any) -> Any:
+def returned(answer: Callable[..., Any], *arguments: Any) -> Any:
     """What a function returns: how most are observed."""
     return answer(*arguments)
 
@@ -174,14 +174,14 @@ class Function:
     """
 
     asks: str
-    solution: Callable
-    cases: Mapping[str, Callable[[], tuple]]
-    mistakes: Mapping[str, Callable]
+    solution: Callable[..., Any]
+    cases: Mapping[str, Callable[[], tuple[Any, ...]]]
+    mistakes: Mapping[str, Callable[..., Any]]
     hint: str
-    observe: Callable = returned
+    observe: Callable[..., Any] = returned
     within: float = 1e-4
 
-    def _seen(self, answer: Callable) -> dict[str, Any]:
+    def _seen(self, answer: Callable[..., Any]) -> dict[str, Any]:
         return {case: _observed(self.observe, answer, make) for case, make in self.cases.items()}
 
     def wrong(self, answer: Any) -> str | None:
@@ -211,7 +211,7 @@ class Function:
 Exercise = Number | Numbers | Choice | Function
 
 
-def _observed(observe: Callable, answer: Callable, make: Callable[[], tuple]) -> Any:
+def _observed(observe: Callable[..., Any], answer: Callable[..., Any], make: Callable[[], tuple[Any, ...]]) -> Any:
     arguments = make()
     try:
         return observe(answer, *arguments)
@@ -260,7 +260,7 @@ def _at(observation: Any, place: tuple[str | int, ...]) -> Any:
     for key in place:
         if isinstance(observation, Raised) or (isinstance(observation, Mapping) and key not in observation):
             return observation
-        if isinstance(observation, (list, tuple)) and not key < len(observation):
+        if isinstance(observation, (list, tuple)) and not int(key) < len(observation):
             return observation
         observation = observation[key]
     return observation

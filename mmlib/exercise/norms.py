@@ -111,14 +111,14 @@ _NORM = {
     ),
     "ex-09-cold": Numbers(
         {
-            f"a = {a}": Number(
-                f"the steps until less than 1 % of the start is left, for a = {a}",
+            f"alpha = {a}": Number(
+                f"the steps until less than 1 % of the start is left, for alpha = {a}",
                 _after(0.01, a),
                 {
-                    float(round(1 / a)): "After 1/a steps a share of 1/e is left, 37 %.",
+                    float(round(1 / a)): "After 1/alpha steps a share of 1/e is left, 37 %.",
                     _after(0.01, a) / math.log(100) * math.log(10): "That is where a tenth is left.",
                 },
-                "(1 - a)^t < 0.01.",
+                "(1 - alpha)^t < 0.01.",
                 0.002,
             )
             for a in (0.1, 0.01, 0.001)
@@ -171,6 +171,19 @@ _NORM = {
         },
         "The norm is x -> s x + c; W (s x + c) + b = (W diag s) x + (W c + b).",
     ),
+    "ex-09-shallow": Choice(
+        "the cases in which BatchNorm is ahead",
+        {
+            "1 layer, gain 0.3": "One layer alone loses some hundredths of a nat to weights that are too small.",
+            "1 layer, gain 10": "One saturated layer is enough to lose about a tenth of a nat.",
+            "6 layers, gain 0.3": "Six layers take the signal away, and no rate of the grid brings it back.",
+            "6 layers, gain 10": "Six saturated layers let little gradient through, at any rate of the grid.",
+        },
+        {
+            "1 layer, gain 1": "The start is good without a norm, and the interval holds 0.",
+            "6 layers, gain 1": "The start is good without a norm, and the interval comes up to 0.",
+        },
+    ),
 }
 
 # Its gradient
@@ -186,7 +199,7 @@ _BACKWARD = {
     "ex-10-two": Numbers(
         {
             f"n = {n}": Number(
-                f"the share of |g|^2 that is left in a batch of {n}",
+                f"the share of |delta|^2 that is left in a batch of {n}",
                 (n - 2) / n,
                 {(n - 1) / n: "Two directions go: the mean and x_hat."},
                 "Two of n directions are taken out.",
@@ -198,32 +211,32 @@ _BACKWARD = {
     "ex-10-test": Choice(
         "the pairs (test finds fault)",
         {
-            "sum finds g/s": "With g = 1 the right answer is 0, and g/s is not.",
-            "sum of squares finds g/s": "Its g = 2 x_hat lies along x_hat, which g/s keeps.",
-            "sum of squares finds (g - mean)/s": "Its g = 2 x_hat lies along x_hat, which this fault keeps.",
-            "random finds g/s": "A random g has all parts.",
-            "random finds (g - mean)/s": "A random g has all parts.",
+            "sum finds delta/s": "With delta = 1 the right answer is 0, and delta/s is not.",
+            "sum of squares finds delta/s": "Its delta = 2 x_hat lies along x_hat, which delta/s keeps.",
+            "sum of squares finds (delta - mean)/s": "Its delta = 2 x_hat lies along x_hat, which this fault keeps.",
+            "random finds delta/s": "A random delta has all parts.",
+            "random finds (delta - mean)/s": "A random delta has all parts.",
             "random finds no 1/s": "Only a gradient that is not 0 shows a missing factor.",
         },
         {
-            "sum finds (g - mean)/s": "With g = 1 both give 0.",
-            "sum finds no 1/s": "With g = 1 both give 0, with the factor or without.",
-            "sum of squares finds no 1/s": "With g = 2 x_hat both give 0, with the factor or without.",
+            "sum finds (delta - mean)/s": "With delta = 1 both give 0.",
+            "sum finds no 1/s": "With delta = 1 both give 0, with the factor or without.",
+            "sum of squares finds no 1/s": "With delta = 2 x_hat both give 0, with the factor or without.",
         },
     ),
     "ex-10-unbiased": Function(
-        "backward(g, x_hat, s)",
+        "backward(delta_hat, x_hat, s)",
         lambda g, x_hat, s: (g - g.mean(0) - x_hat * (g * x_hat).sum(0) / (len(g) - 1)) / s,
         {f"for a batch of {n}": lambda n=n: _x_hat(n) for n in (3, 32)},
         {
             "That is the gradient for the biased variance: the sum that belongs to s is divided by n - 1 too.": (
                 lambda g, x_hat, s: (g - g.mean(0) - x_hat * (g * x_hat).mean(0)) / s
             ),
-            "The mean of g is still over n; only s has n - 1.": lambda g, x_hat, s: (
+            "The mean of delta_hat is still over n; only s has n - 1.": lambda g, x_hat, s: (
                 (g - g.sum(0) / (len(g) - 1) - x_hat * (g * x_hat).sum(0) / (len(g) - 1)) / s
             ),
             "The factor 1/s is missing.": lambda g, x_hat, s: g - g.mean(0) - x_hat * (g * x_hat).sum(0) / (len(g) - 1),
-            "The statistics depend on x too: g/s alone is too much.": lambda g, x_hat, s: g / s,
+            "The statistics depend on x too: delta_hat/s alone is too much.": lambda g, x_hat, s: g / s,
         },
         "ds/dx_i = x_hat_i / (n - 1).",
     ),
@@ -238,17 +251,19 @@ _BACKWARD = {
             "The gradient adds the square of the relative step: take the root.": lambda eta, d: 2 * eta * d,
             "The relative step includes the rate: multiply by it.": lambda eta, d: math.sqrt(2 * d / eta),
         },
-        "2 rate decay |w|^2 = rate^2 |g|^2.",
+        "2 rate decay |w|^2 = rate^2 |gradient|^2.",
     ),
     "ex-10-momentum": Function(
-        "how much faster the norm grows, in units of rate^2 |v|^2, from mu",
-        lambda mu: (1 + mu) / (1 - mu),
-        {f"for mu = {mu}": lambda mu=mu: (mu,) for mu in (0.0, 0.5, 0.9)},
+        "how much faster the norm grows, in units of rate^2 |v|^2, from rho",
+        lambda rho: (1 + rho) / (1 - rho),
+        {f"for rho = {rho}": lambda rho=rho: (rho,) for rho in (0.0, 0.5, 0.9)},
         {
-            "That is how much longer the step becomes; the norm grows by 1 + 2 mu/(1 - mu).": lambda mu: 1 / (1 - mu),
-            "The 1 is missing: the step adds its own square too.": lambda mu: 2 * mu / (1 - mu),
+            "That is how much longer the step becomes; the norm grows by 1 + 2 rho/(1 - rho).": lambda rho: (
+                1 / (1 - rho)
+            ),
+            "The 1 is missing: the step adds its own square too.": lambda rho: 2 * rho / (1 - rho),
         },
-        "|w|^2 grows by -2 rate <w, v> + rate^2 |v|^2, and <w, v> settles at -mu/(1 - mu) rate |v|^2.",
+        "|w|^2 grows by -2 rate <w, v> + rate^2 |v|^2, and <w, v> settles at -rho/(1 - rho) rate |v|^2.",
     ),
 }
 
@@ -306,14 +321,14 @@ _MATES = {
         },
     ),
     "ex-11-eps": Number(
-        "the alpha at which the standard deviation of LN(alpha x) is one half",
+        "the c at which the standard deviation of LN(c x) is one half",
         math.sqrt(1e-5 / 3),
         {
-            math.sqrt(1e-5): "There alpha^2 = eps, and the std is 1/sqrt(2).",
-            math.sqrt(3e-5): "Upside down: alpha^2 = eps/3.",
-            1e-5 / 3: "That is alpha^2: take the root.",
+            math.sqrt(1e-5): "There c^2 = eps, and the std is 1/sqrt(2).",
+            math.sqrt(3e-5): "Upside down: c^2 = eps/3.",
+            1e-5 / 3: "That is c^2: take the root.",
         },
-        "Solve alpha / sqrt(alpha^2 + eps) = 1/2, with eps = 1e-5.",
+        "Solve c / sqrt(c^2 + eps) = 1/2, with eps = 1e-5.",
     ),
     "ex-11-instance": Function(
         "instance_norm(x, eps)",

@@ -1,4 +1,4 @@
-"""The exercises on the dashboard, comparisons, chaos, the recipe for a network of your own, and the reference run."""
+"""The exercises on the dashboard, comparisons, chaos, a recipe for your own network, bugs, and the reference run."""
 
 import itertools
 import math
@@ -12,6 +12,7 @@ from mmlib.exercise.kinds import Choice, Exercise, Function, Number, Numbers, dr
 from mmlib.gaussian import expectation
 from mmlib.layers import Embedding, Linear
 from mmlib.models import MLP
+from mmlib.norm import moments, standardize
 
 # The dashboard
 
@@ -267,22 +268,49 @@ def _flat(model: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+def _curves() -> tuple[Tensor, Tensor]:
+    """Two curves of losses that part below 1: b is smaller by a share that grows from 1e-9 to 1e-1."""
+    t = torch.arange(60).double()
+    a = 0.3 + 0.2 * (-t / 20).exp()
+    return a, a * (1 - 10 ** (-9 + 8 * t / 59))
+
+
+def _first_divergent(a: Tensor, b: Tensor, digits: int) -> int | None:
+    apart = ((a - b).abs() > 10.0**-digits * a.abs()).nonzero()
+    return int(apart[0]) if len(apart) else None
+
+
+def _stretch(rate: float, low: float, high: float) -> float:
+    return max(abs(1 - rate * low), abs(1 - rate * high))
+
+
 _CHAOS = {
-    "ex-15-until": Numbers(
+    "ex-15-parted": Function(
+        "first_divergent(a, b, digits)",
+        _first_divergent,
         {
-            name: Number(
-                f"the steps until two {name} runs share no digit",
-                20.0 * digits,
-                {
-                    20.0
-                    * decimal: "Those are decimal digits; the runs part by a factor of 2, a binary digit, in 20 steps.",
-                    float(digits): "Each digit lasts 20 steps.",
-                },
-                f"{digits} binary digits, one every 20 steps.",
-                0.03,
-            )
-            for name, digits, decimal in (("float32", 24, 7), ("float64", 53, 16))
-        }
+            "for curves that part": lambda: (*_curves(), 3),
+            "for losses around 20": lambda: (*(20 * x for x in _curves()), 3),
+            "for more digits": lambda: (*_curves(), 6),
+            "for fewer digits": lambda: (*_curves(), 2),
+            "for a curve and itself": lambda: (_curves()[0], _curves()[0], 3),
+        },
+        {
+            "A loss has no fixed size: the difference is taken relative to a.": lambda a, b, digits: _first_divergent(
+                a / a, 1 + b - a, digits
+            ),
+            "That is the last step at which they agree; the next one is asked for.": lambda a, b, digits: (
+                None if (t := _first_divergent(a, b, digits)) is None else t - 1
+            ),
+            "Where they never part, the answer is None.": lambda a, b, digits: (
+                len(a) if (t := _first_divergent(a, b, digits)) is None else t
+            ),
+            "b may be above a or below: take the absolute value.": lambda a, b, digits: _first_divergent(
+                a, torch.maximum(a, b), digits
+            ),
+        },
+        "The first t with |a_t - b_t| > 10^-digits |a_t|.",
+        observe=lambda answer, a, b, digits: "none" if (t := answer(a, b, digits)) is None else int(t),
     ),
     "ex-15-sum": Choice(
         "the true statements",
@@ -321,14 +349,24 @@ _CHAOS = {
             "far" if (d := float(answer(a, b))) > 0.02 else "near 0" if d < 1e-4 else "between"
         ),
     ),
-    "ex-15-edge": Number(
-        "the rate beyond which a start with lambda_max = 1.1 becomes chaotic",
-        2 / 1.1,
+    "ex-15-edge": Function(
+        "stretch(rate, low, high), the most that one step multiplies a deviation by",
+        _stretch,
         {
-            1 / 1.1: "There one step lands in the minimum; a deviation grows from twice that on.",
-            2 * 1.1: "Divide by lambda.",
+            f"for the rate {rate:g} and eigenvalues from {low:g} to {high:g}": lambda x=(rate, low, high): x
+            for rate, low, high in ((0.1, -30.0, 10.0), (0.1, 0.5, 30.0), (1.0, -0.6, 1.1), (0.5, 0.2, 1.1))
         },
-        "|1 - rate lambda| = 1.",
+        {
+            "The lower end stretches too, where it is negative.": lambda rate, low, high: abs(1 - rate * high),
+            "That takes the larger |lambda|, and loses its sign.": lambda rate, low, high: abs(
+                1 - rate * max(abs(low), abs(high))
+            ),
+            "A factor of -3 stretches as one of 3 does: take the absolute value.": lambda rate, low, high: max(
+                1 - rate * low, 1 - rate * high
+            ),
+        },
+        "max |1 - rate lambda|, and the largest is at one of the ends.",
+        observe=lambda answer, *x: float(answer(*x)),
     ),
 }
 
@@ -450,6 +488,143 @@ _RECIPE = {
     ),
 }
 
+# Spot the bug
+
+
+def _regression(w: Tensor, X: Tensor, y: Tensor, *, half: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Loss and gradient, each times `half`."""
+    error = X @ w - y
+    return half * error.square().mean(), half * 2 * X.T @ error / len(y)
+
+
+def _row(n: int) -> tuple[Tensor, Tensor, Tensor]:
+    return draws(5), draws(n, 5, seed=1), draws(n, seed=2)
+
+
+def _standardised(x: Tensor, correction: int = 0) -> Tensor:
+    mean, var = moments(x, 0)
+    n = len(x)
+    return standardize(x, mean, var * n / (n - correction), eps=1e-5)
+
+
+def _in_one_pass(x: Tensor) -> Tensor:
+    mean = x.mean(0)
+    return (x - mean) / (x.square().mean(0) - mean**2 + 1e-5).sqrt()
+
+
+def _offset(by: float) -> tuple[Tensor]:
+    return (draws(64, 100).float() + by,)
+
+
+def _spread(answer, x: Tensor) -> dict:
+    y = answer(x)
+    centred = bool(y.mean(0).abs().max() < 0.01)
+    return {"the standard deviation of each feature": y.std(0, correction=0), "centred": centred}
+
+
+def _through(answer, x: Tensor) -> dict[str, Tensor]:
+    x = x.requires_grad_()
+    y = answer(x)
+    grad = torch.autograd.grad(y, x, draws(*x.shape, seed=9))[0] if y.requires_grad else torch.zeros_like(x)
+    return {"output": y.detach(), "gradient": grad}
+
+
+def _with_constants(x: Tensor, *names: str) -> Tensor:
+    statistics = dict(zip(("mean", "var"), moments(x, 0), strict=True))
+    constant = {name: value.detach() if name in names else value for name, value in statistics.items()}
+    return standardize(x, **constant, eps=1e-5)
+
+
+def _kept(answer, running: Tensor, x: Tensor) -> dict:
+    y = answer(running, x.requires_grad_())
+    return {"value": y.detach(), "hangs on a graph": y.requires_grad}
+
+
+_SCRIPT = {
+    "first": (6, "Call twice what is called twice."),
+    "second": (34, "Compare what was meant with what the model holds."),
+    "third": (43, "Ten times the step: by how much should it rise?"),
+}
+
+_BUGS = {
+    "ex-17-case2": Function(
+        "loss_and_gradient(w, X, y)",
+        _regression,
+        {f"for {n} examples": lambda n=n: _row(n) for n in (8, 30)},
+        {
+            "The gradient is half of what autograd finds.": lambda w, X, y: (
+                _regression(w, X, y)[0],
+                _regression(w, X, y, half=0.5)[1],
+            ),
+            "That halves the loss to fit its gradient; the loss is the mean of the squares.": lambda w, X, y: (
+                _regression(w, X, y, half=0.5)
+            ),
+            "That is the gradient of the sum, not of the mean.": lambda w, X, y: (
+                _regression(w, X, y)[0],
+                len(y) * _regression(w, X, y)[1],
+            ),
+        },
+        "Differentiate the mean of (Xw - y)^2 by w, and compare with autograd.",
+    ),
+    "ex-17-case4": Function(
+        "normalise(x)",
+        _standardised,
+        {f"for an offset of {by:g}": lambda by=by: _offset(by) for by in (0.0, 100.0, 10_000.0)},
+        {
+            "The difference of two large numbers cancels: subtract the mean first, then square.": _in_one_pass,
+            "Divide by n, not by n - 1, as the code did.": lambda x: _standardised(x, correction=1),
+            "The statistics are those of a feature, over the batch.": lambda x: _standardised(x.T).T,
+        },
+        "Take the variance of x minus its mean.",
+        observe=_spread,
+        within=2e-3,
+    ),
+    "ex-17-case8": Function(
+        "keep(running, x)",
+        lambda running, x: (0.9 * running + 0.1 * x.mean(0)).detach(),
+        {"for a batch of 8": lambda: (draws(5), draws(8, 5, seed=1))},
+        {
+            "The value is right, and it still holds on to the graph of x.": lambda running, x: (
+                0.9 * running + 0.1 * x.mean(0)
+            ),
+            "The shares are the wrong way round: nine tenths stay.": lambda running, x: (
+                0.1 * running + 0.9 * x.mean(0)
+            ).detach(),
+        },
+        "The record of a statistic is a number without a graph.",
+        observe=_kept,
+    ),
+    "ex-17-case9": Function(
+        "normalise(x)",
+        _standardised,
+        {"for a batch of 32": lambda: (3 * draws(32, 20) + 1,)},
+        {
+            "Mean and variance depend on x: the gradient lacks both their terms.": lambda x: _with_constants(
+                x, "mean", "var"
+            ),
+            "The variance depends on x too.": lambda x: _with_constants(x, "var"),
+            "The mean depends on x too.": lambda x: _with_constants(x, "mean"),
+            "Torch normalises by the variance with n, not n - 1.": lambda x: _standardised(x, correction=1),
+        },
+        "Compare output and gradient with nn.BatchNorm1d, for a random cotangent.",
+        observe=_through,
+    ),
+    "ex-17-script": Numbers(
+        {
+            name: Number(
+                f"the number of the {name} line",
+                float(line),
+                {51.0: "The rows are drawn anew in each step, with replacement: no bug."}
+                if name != "third"
+                else {44.0: "That line is empty: count from the first line of the script."},
+                hint,
+                1e-6,
+            )
+            for name, (line, hint) in _SCRIPT.items()
+        }
+    ),
+}
+
 # The reference run
 
 
@@ -473,7 +648,7 @@ _COUNT = 27 * 10 + (30 + 1) * 200 + (200 + 1) * 27
 _DEEP = 27 * 10 + 30 * 100 + 4 * 100 * 100 + 100 * 27 + 2 * (5 * 100 + 27)
 
 _REFERENCE = {
-    "ex-19-count": Numbers(
+    "ex-20-count": Numbers(
         {
             "tanh": Number(
                 "the parameters of the tanh stage",
@@ -506,7 +681,7 @@ _REFERENCE = {
             ),
         }
     ),
-    "ex-19-draws": Function(
+    "ex-20-draws": Function(
         "draw(g), the five tensors of the tanh stage",
         _draw,
         {f"for seed {seed}": lambda seed=seed: (seed,) for seed in (0, 1)},
@@ -518,7 +693,7 @@ _REFERENCE = {
         "torch.randn with this generator, in the order C, W1, b1, W2, b2.",
         observe=_and_batch,
     ),
-    "ex-19-n": Function(
+    "ex-20-n": Function(
         "the output of the stage's norm in training for a batch x (n, features), scale 1, shift 0, eps 0",
         lambda x: (x - x.mean(0)) / x.std(0),
         {"for 4 examples": lambda: (draws(4, 3),), "for 32": lambda: (draws(32, 3),)},
@@ -534,4 +709,4 @@ _REFERENCE = {
     ),
 }
 
-EXERCISES: dict[str, Exercise] = {**_DASHBOARD, **_FIXES, **_CHAOS, **_RECIPE, **_REFERENCE}
+EXERCISES: dict[str, Exercise] = {**_DASHBOARD, **_FIXES, **_CHAOS, **_RECIPE, **_BUGS, **_REFERENCE}

@@ -14,7 +14,7 @@ from PIL import Image
 SLICE = 2400
 MODES = {"light": ("light", 1280), "dark": ("dark", 1280), "phone": ("light", 390)}
 OPEN = "() => document.querySelectorAll('details').forEach(part => part.open = true)"
-UNFOLD = "() => document.querySelectorAll('button.toggle-button-hidden').forEach(button => button.click())"
+EAGER = "() => Promise.all([...document.images].map(image => { image.loading = 'eager'; return image.decode(); }))"
 
 
 def take(view, folder: Path, stem: str) -> None:
@@ -36,9 +36,8 @@ def main(pages: list[str], folder: Path) -> None:
             for mode, (scheme, width) in MODES.items():
                 view = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
                 view.goto(f"{address}/{page}", wait_until="load")
-                view.evaluate("() => window.MathJax?.startup?.promise")
+                view.evaluate(EAGER)
                 view.evaluate(OPEN)
-                view.evaluate(UNFOLD)
                 view.wait_for_timeout(500)
                 take(view, folder, f"{Path(page).stem}-{mode}")
                 view.close()

@@ -8,8 +8,10 @@ from urllib.parse import unquote, urlsplit
 
 from bs4 import BeautifulSoup
 from built import SITE
+from spellchecker import SpellChecker
 
 # What a browser fetches by itself. Links that a reader may follow are not among them.
+SPELLER = SpellChecker()
 FETCHED = [("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("video", "src"), ("audio", "src")]
 FETCHED += [("embed", "src"), ("object", "data"), ("img", "srcset"), ("source", "srcset")]
 RELATIONS = {"stylesheet", "icon", "preload", "prefetch", "modulepreload", "preconnect", "dns-prefetch", "manifest"}
@@ -78,3 +80,48 @@ def test_internal_links_lead_somewhere(page):
         assert target.exists(), f"{page.name} links to {url}, which does not exist"
         if parts.fragment and target.suffix == ".html":
             assert unquote(parts.fragment) in anchors(target), f"{page.name} links to {url}; there is no such place"
+
+
+def test_pages_say_what_they_are(page):
+    head = soup(page).head
+    tags = head.select('meta[name="description"]')
+    assert len(tags) == 1, f"{page.name} has {len(tags)} descriptions"
+    assert 25 <= len(tags[0]["content"]) <= 160, f"{page.name}: {tags[0]['content']!r}"
+    assert len(head.select('meta[name="viewport"]')) == 1
+    assert head.title.string.strip()
+
+
+def test_pictures_have_a_size_and_wait(page):
+    for image in soup(page).select("article img:not(.toggler)"):
+        assert image.get("width") and image.get("height"), f"{page.name}: {image['src']} has no size"
+        assert image.get("loading") == "lazy", f"{page.name}: {image['src']} does not wait"
+
+
+def test_names_in_cells_lead_to_the_library():
+    chapters = sorted((SITE / "book").glob("[0-9][0-9]-*.html"))
+    without = [path.name for path in chapters if not soup(path).select('.cell_input a[href*="api.html#mmlib"]')]
+    assert not without, f"no name in a cell of {without} leads to the library"
+
+
+def test_entries_of_the_library_lead_to_the_chapters():
+    html = soup(SITE / "book" / "api.html")
+    entries = [term for term in html.select("dt.sig.py[id]") if term["id"].count(".") == 2]
+    used = [term["id"] for term in entries if term.find_next_sibling("dd").select("p.uses a")]
+    assert len(used) >= len(entries) / 2, f"only {len(used)} of {len(entries)} entries name a chapter that uses them"
+
+
+KNOWN = frozenset((Path(__file__).parent / "words.txt").read_text(encoding="utf-8").split())
+UNSPELT = "code, pre, math, script, style, nav, .sig, .field-list, .citation, .citation-list, a.external, svg, cite"
+
+
+def test_spelling(page):
+    if {"_modules"} & set(page.parts) or page.name in ("genindex.html", "py-modindex.html", "bibliography.html"):
+        return
+    html = BeautifulSoup(str(soup(page).select_one("article")), "html.parser")
+    for part in html.select(UNSPELT):
+        part.decompose()
+    found = set(re.findall(r"(?<![\w@.])[A-Za-z]{3,}(?:'[a-z]+)?(?![\w@(])", html.get_text(" ").replace("’", "'")))
+    plain = {re.sub(r"'s?$", "", word) for word in found if not word.isupper() and word[1:].islower()}
+    lower = {word.lower() for word in plain} - KNOWN
+    unknown = SPELLER.unknown(lower) if lower else set()
+    assert not unknown, f"{page.name}: {sorted(unknown)}; if they are right, add them to tests/site/words.txt"
