@@ -157,15 +157,6 @@ def _scale_of(loss: float, classes: int) -> float:
     return low
 
 
-def _weighted_loss(p: float, w: float, b: float) -> float:
-    return w * p * math.log1p(math.exp(-b)) + (1 - p) * math.log1p(math.exp(b))
-
-
-def _best_bias(p: float, w: float) -> tuple[float, float]:
-    b = math.log(w * p / (1 - p))
-    return b, _weighted_loss(p, w, b)
-
-
 _S_NAIVE = math.sqrt(800 * expectation(lambda z: TANH(math.sqrt(30) * z) ** 2))
 _TANH2 = expectation(lambda z: TANH(z) ** 2)
 
@@ -218,32 +209,15 @@ _FIRST_LOSS = {
         }
     ),
     "ex-02-rare": Function(
-        "best_bias(p, w), the best bias of a single logit and the loss there",
-        _best_bias,
-        {f"for p = {p} and w = {w}": lambda p=p, w=w: (p, w) for p, w in ((0.5, 3.0), (0.1, 1.0), (0.002, 20.0))},
+        "the best bias of a single logit, from the frequency p of the class",
+        lambda p: math.log(p / (1 - p)),
+        {f"for p = {p}": lambda p=p: (p,) for p in (0.5, 0.1, 0.002)},
         {
-            "That is the best bias without a weight; w has its part in it too.": lambda p, w: (
-                _best_bias(p, 1.0)[0],
-                _weighted_loss(p, w, _best_bias(p, 1.0)[0]),
-            ),
-            "log wp would do for a softmax; one logit is compared with the 0 of the other class.": lambda p, w: (
-                math.log(w * p),
-                _weighted_loss(p, w, math.log(w * p)),
-            ),
-            "The sign is turned: that is the bias for the other class.": lambda p, w: (
-                -_best_bias(p, w)[0],
-                _weighted_loss(p, w, -_best_bias(p, w)[0]),
-            ),
-            "The bias is right; the loss of a positive is to be multiplied by w.": lambda p, w: (
-                _best_bias(p, w)[0],
-                _weighted_loss(p, 1.0, _best_bias(p, w)[0]),
-            ),
-            "The bias is right; the loss is the mean over examples, not divided by the mean weight.": lambda p, w: (
-                _best_bias(p, w)[0],
-                _best_bias(p, w)[1] / (w * p + 1 - p),
-            ),
+            "log p would do for a softmax; one logit is compared with 0, which stands for the other class.": math.log,
+            "The sign is turned: that is the bias for the other class.": lambda p: math.log((1 - p) / p),
+            "The sigmoid of the bias has to be p, not the bias itself.": lambda p: p,
         },
-        "Set the derivative of the mean loss by b to zero: sigmoid(b) is the weighted share of the positives.",
+        "Solve sigmoid(b) = p for b.",
     ),
 }
 
@@ -254,13 +228,6 @@ def _value_and_slope(answer, z: Tensor, alpha: float) -> list[Tensor]:
     z = z.clone().requires_grad_()
     y = answer(z, alpha)
     return [y, torch.autograd.grad(y.sum(), z)[0]]
-
-
-_OUTPUTS = {"sigmoid": [0.01, 0.5, 0.8], "tanh": [-0.99, 0.0, 0.5], "ELU": [-0.9, -0.2, 0.5, 3.0]}
-
-
-def _slope_of_output(name: str, h: Tensor) -> Tensor:
-    return {"sigmoid": h * (1 - h), "tanh": 1 - h**2, "ELU": torch.where(h > 0, 1.0, h + 1)}[name]
 
 
 _M0, _M1 = expectation(RELU), expectation(ELU)
@@ -291,28 +258,11 @@ _ACTIVATION = {
             ),
         }
     ),
-    "ex-03-tanh": Function(
-        "slope(name, h), phi' from the output h",
-        _slope_of_output,
-        {name: lambda name=name, h=h: (name, torch.tensor(h).double()) for name, h in _OUTPUTS.items()},
-        {
-            "tanh: its slope is 1 at h = 0, and h (1 - h) is that of the sigmoid.": lambda name, h: (
-                h * (1 - h) if name == "tanh" else _slope_of_output(name, h)
-            ),
-            "sigmoid: its slope is 1/4 at h = 1/2, and 1 - h^2 is that of tanh.": lambda name, h: (
-                1 - h**2 if name == "sigmoid" else _slope_of_output(name, h)
-            ),
-            "ELU: below 0 its slope is exp(z), and h is exp(z) - 1.": lambda name, h: (
-                torch.where(h > 0, 1.0, h) if name == "ELU" else _slope_of_output(name, h)
-            ),
-            "ELU: above 0 it is z itself, with slope 1.": lambda name, h: (
-                h + 1 if name == "ELU" else _slope_of_output(name, h)
-            ),
-            "h is the output already: the function is not to be applied again.": lambda name, h: _slope_of_output(
-                name, {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "ELU": F.elu}[name](h)
-            ),
-        },
-        "Write phi' as a function of z, then z away.",
+    "ex-03-tanh": Number(
+        "the |z| beyond which tanh' is below 0.01",
+        math.atanh(math.sqrt(0.99)),
+        {math.atanh(0.99): "There tanh(z) is 0.99, and the slope 1 - h^2 is still 0.02."},
+        "tanh' = 1 - tanh^2: solve 1 - h^2 = 0.01 for h, then for z.",
     ),
     "ex-03-elu": Function(
         "elu(z, alpha)",
