@@ -3,6 +3,8 @@
 sphinx-codeautolink finds the uses and lists each section with all titles above it, as text in which formulas are TeX.
 """
 
+import re
+
 from docutils import nodes
 from sphinx_codeautolink.extension import SphinxCodeAutoLink
 from sphinx_codeautolink.extension.backref import DetailsNode
@@ -59,7 +61,15 @@ def outdate(app, pagename, templatename, context, doctree):
     linker(app).outdated_docs.add(pagename)
 
 
+def flat(app, pagename, templatename, context, doctree):
+    """Sphinx lists a package's modules in a list within the list, outside of any item."""
+    if pagename == "_modules/index":
+        head, _, items = context["body"].partition("<ul>")
+        context["body"] = f"{head}<ul>{re.sub('</?ul>', '', items)}</ul>"
+
+
 def setup(app):
+    app.connect("html-page-context", flat)
     app.connect("builder-inited", keep, priority=100)
     app.connect("builder-inited", restore, priority=900)
     app.connect("html-page-context", outdate)
