@@ -20,6 +20,7 @@ from mmlib.norm import BatchNorm1d
 from mmlib.rng import generator
 from mmlib.stats import update_ratios
 from mmlib.train import drop, train
+from tests.small import mlp
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 OPTIONS = {"probe": update_ratios, "every": 7}
@@ -189,10 +190,6 @@ def test_a_process_that_is_killed_leaves_a_run_that_goes_on(corpus, tmp_path):
 
 
 # What was saved
-
-
-def mlp(seed=0, **recipe):
-    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
 
 
 def test_what_was_saved_is_read_by_torch_without_code(corpus, tmp_path):

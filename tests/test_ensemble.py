@@ -16,6 +16,8 @@ from mmlib.models import MLP
 from mmlib.norm import BatchNorm1d
 from mmlib.rng import generator
 from mmlib.train import train
+from tests.small import equal, numbers, randn
+from tests.small import mlp as small
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -264,22 +266,6 @@ def test_examples_are_repeated_for_every_replica_without_a_copy():
 
 
 # The stack is proved on a probe
-
-
-def small(seed=0, **recipe):
-    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
-
-
-def randn(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
-
-
-def numbers(model):
-    return {name: x.detach().clone() for name, x in model.state_dict().items()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 class Scaled(nn.Module):

@@ -11,8 +11,7 @@ from mmlib.activations import ACTIVATIONS, TANH
 from mmlib.ensemble import stack
 from mmlib.init import PYTORCH, Orthogonal
 from mmlib.layers import Embedding, Flatten, Linear, Maxout, Nonlinearity, cross_entropy
-from mmlib.models import MLP
-from mmlib.rng import generator
+from tests.small import mlp, randn
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -233,18 +232,6 @@ def test_maxout_without_pieces_is_refused():
 
 
 # Edges
-
-
-def mlp(seed=0, **recipe):
-    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
-
-
-def randn(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64], ids=str)

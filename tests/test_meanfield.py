@@ -31,6 +31,7 @@ from mmlib.meanfield import (
 from mmlib.models import MLP
 from mmlib.rng import generator
 from mmlib.trace import trace
+from tests.small import randn
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -523,14 +524,6 @@ def test_other_arguments_out_of_range_are_refused():
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mmlib.__file__).parent.parent)}
-
-
-def randn(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

@@ -14,6 +14,7 @@ from mmlib.init import LECUN, PYTORCH, Orthogonal, kaiming
 from mmlib.models import MLP, sample
 from mmlib.norm import BatchNorm1d, RMSNorm
 from mmlib.rng import generator
+from tests.small import mlp, randn
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -216,14 +217,6 @@ def test_sampling_with_another_block_size_is_refused(corpus):
 
 
 # Edges
-
-
-def mlp(seed=0, **recipe):
-    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
-
-
-def randn(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
 
 
 def test_a_layer_is_no_maker_of_layers():

@@ -9,13 +9,15 @@ from hypothesis import strategies as st
 from reference_run import StdBatchNorm
 from torch import nn
 
-from mmlib.data import Examples, minibatches
+from mmlib.data import Examples
 from mmlib.ensemble import stack, unstack
 from mmlib.layers import Linear
 from mmlib.models import MLP
 from mmlib.norm import BatchNorm1d, GroupNorm, LayerNorm, Norm, RMSNorm, calibrate, fold, moments, standardize
 from mmlib.rng import generator
 from mmlib.train import evaluate, train
+from tests.small import draws, equal, mlp, numbers
+from tests.small import randn as normal
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -392,27 +394,6 @@ def test_fold_refuses_what_does_not_fit():
 
 
 # Edges
-
-
-def mlp(seed=0, **recipe):
-    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
-
-
-def normal(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
-
-
-def draws(corpus, steps, replicas=None, size=8):
-    streams = [generator(s, "batches") for s in range(replicas or 1)]
-    return minibatches(corpus.dev, size, steps, generator=streams if replicas else streams[0])
-
-
-def numbers(model):
-    return {name: x.detach().clone() for name, x in model.state_dict().items()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 HALF = [torch.float16, torch.bfloat16]

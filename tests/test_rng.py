@@ -134,10 +134,6 @@ def test_a_generator_that_is_left_out_is_refused(use):
 # Edges
 
 
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
 @pytest.mark.parametrize("three", [np.int64(3), np.uint8(3), torch.tensor(3)])
 def test_an_integer_of_any_library_is_a_seed(three):
     assert torch.equal(generator(three, "x").get_state(), generator(3, "x").get_state())

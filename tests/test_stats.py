@@ -9,10 +9,10 @@ from mmlib.data import Examples
 from mmlib.ensemble import stack
 from mmlib.history import Step
 from mmlib.models import MLP
-from mmlib.rng import generator
 from mmlib.stats import dead, distances, grad_data_ratios, interval, rms, saturation, update_ratios
 from mmlib.trace import Trace, trace
 from mmlib.train import descend
+from tests.small import randn
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -166,10 +166,6 @@ def test_a_confidence_outside_zero_to_one_is_refused(confidence):
 
 
 # Edges
-
-
-def randn(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
 
 
 def test_a_layer_of_nan_does_not_look_healthy():

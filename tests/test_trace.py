@@ -9,13 +9,14 @@ from torch.nn.utils import skip_init
 
 from mmlib import rng
 from mmlib.activations import IDENTITY, RELU, TANH
-from mmlib.data import Examples, minibatches
+from mmlib.data import Examples
 from mmlib.ensemble import stack
 from mmlib.layers import Embedding, Flatten, Linear, Maxout, Nonlinearity
 from mmlib.models import MLP
 from mmlib.rng import generator
 from mmlib.trace import first_not_finite, first_not_finite_gradient, layer_outputs, trace, undisturbed
 from mmlib.train import descend, train
+from tests.small import draws, equal, mlp, numbers, randn
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -282,27 +283,6 @@ def test_undisturbed_keeps_the_buffers_of_torch_norms_exactly(normal):
 
 
 # Edges
-
-
-def mlp(seed=0, **recipe):
-    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
-
-
-def randn(*shape, dtype=torch.float32, seed=0):
-    return torch.randn(shape, generator=generator(seed, "edges"), dtype=dtype)
-
-
-def draws(corpus, steps, replicas=None, size=8):
-    streams = [generator(s, "batches") for s in range(replicas or 1)]
-    return minibatches(corpus.dev, size, steps, generator=streams if replicas else streams[0])
-
-
-def numbers(model):
-    return {name: x.detach().clone() for name, x in model.state_dict().items()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 class Chained(nn.Sequential):

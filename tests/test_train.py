@@ -23,6 +23,8 @@ from mmlib.norm import BatchNorm1d
 from mmlib.rng import generator
 from mmlib.stats import update_ratios
 from mmlib.train import constant, descend, drop, evaluate, train
+from tests.small import draws, equal, numbers
+from tests.small import mlp as small
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -40,10 +42,6 @@ def batches(corpus, steps, seeds=0, size=8):
 
 def parameters(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def equal(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # A step
@@ -401,19 +399,6 @@ def test_evaluation_without_examples_is_refused(shape):
 
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(mmlib.__file__).parent.parent)}
-
-
-def small(seed=0, **recipe):
-    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
-
-
-def draws(corpus, steps, replicas=None, size=8):
-    streams = [generator(s, "batches") for s in range(replicas or 1)]
-    return minibatches(corpus.dev, size, steps, generator=streams if replicas else streams[0])
-
-
-def numbers(model):
-    return {name: x.detach().clone() for name, x in model.state_dict().items()}
 
 
 MEMORY = """

@@ -7,19 +7,15 @@ from torch import nn
 
 from mmlib.data import Examples
 from mmlib.layers import Linear, cross_entropy
-from mmlib.models import MLP
 from mmlib.norm import BatchNorm1d
 from mmlib.rng import generator
 from mmlib.trace import trace, undisturbed
+from tests.small import mlp
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
 
 #
-
-
-def mlp(seed=0, **recipe):
-    return MLP(**{"width": 8, "depth": 2} | recipe).build(generator(seed, "weights"))
 
 
 class Lazy(nn.Module):
