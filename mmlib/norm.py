@@ -87,7 +87,8 @@ class Norm(nn.Module):
                 "use evaluation mode for single examples"
             )
 
-    def _scale_and_shift(self, y: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    def _scale_and_shift(self, y: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        dtype = dtype or self.weight.dtype
         scale = _wide(self.weight).unsqueeze(-2)
         y = y * scale if self.bias is None else torch.addcmul(_wide(self.bias).unsqueeze(-2), y, scale)
         return y.to(dtype) if dtype in _HALF else y  # rounded once, at the end
@@ -158,6 +159,7 @@ class BatchNorm1d(Norm):
         if x.shape[:-2] != self.weight.shape[:-1]:
             raise ValueError(f"BatchNorm1d: input {tuple(x.shape)} does not fit weight {tuple(self.weight.shape)}")
 
+    @torch.no_grad()
     def _track(self, mean: Tensor, var: Tensor, n: int, momentum: float) -> None:
         for running, new in ((self.running_mean, mean), (self.running_var, var * (n / (n - 1)))):
             running.lerp_(new.view_as(running).to(running.dtype), momentum)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_run import StdBatchNorm
+from reference_run import StdBatchNorm, UnbiasedBatchNorm
 from torch import nn
 
 from mmlib.data import Examples
@@ -234,6 +234,18 @@ def test_weights_in_float32_take_half_precision_and_give_it_back(kind, dtype):
     narrow, other = layer.to(dtype), torch.float16 if dtype == torch.bfloat16 else torch.bfloat16
     with pytest.raises(ValueError, match=rf"^{kind}: input of {other} does not fit weights of {dtype}$"):
         narrow(x.to(other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_norm_of_one_s_own_gives_half_precision_back(dtype):
+    layer, x = UnbiasedBatchNorm(6).to(dtype), randn(5, 6).to(dtype)
+    assert layer(x).dtype == layer.eval()(x).dtype == dtype
+
+
+def test_statistics_that_a_norm_of_one_s_own_tracks_keep_no_graph():
+    layer = UnbiasedBatchNorm(6)
+    layer(randn(5, 6, dtype=torch.float32).requires_grad_())
+    assert not layer.running_mean.requires_grad and not layer.running_var.requires_grad
 
 
 def test_stacked_statistics_that_are_no_single_block_of_memory_move_too():
