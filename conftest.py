@@ -1,6 +1,7 @@
 """One thread, no window, and the comparison of outputs: for the unit tests and for the chapters alike."""
 
 import os
+import signal
 
 # For torch here and in the kernels; on a busy machine a second thread costs far more than it brings.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,8 @@ from nbval.plugin import IPyNbFile
 pytest_plugins = ["pytester", "tests.plugins.fixtures", "tests.plugins.outputs"]
 
 matplotlib.use("Agg")
+# Tests interrupt themselves; what a script runs in its background has the interruption ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def needs_absent_data(notebook) -> bool:
