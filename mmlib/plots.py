@@ -67,7 +67,8 @@ def densities_by_layer(ax: Axes, values: Mapping[str, Tensor], *, bins: int = 80
     """
     for index, (name, x) in enumerate(values.items()):
         flat = x.detach().flatten().numpy()
-        seen, edges = flat, bins
+        seen = flat
+        edges: int | np.ndarray = bins
         if log:
             seen = np.log10(np.abs(flat[flat != 0]))
             # Whole tenths: the smallest number is another one on another machine, and the largest |tanh| may be 1.

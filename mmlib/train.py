@@ -9,6 +9,7 @@ from numbers import Real
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 from mmlib.ensemble import Ensemble, check_batch, repeated
 from mmlib.examples import Examples
@@ -83,7 +84,7 @@ def descend(
             raise RuntimeError("descend: gradients are turned off, by torch.no_grad or torch.inference_mode")
         loss = cross_entropy(model(batch.contexts), batch.targets)
         total = loss.sum() if loss.dim() else loss
-        grads = list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
+        grads = _gradients(total, leaves)
         rate = schedule(index)
         _check_rate(rate, model)
         loss = loss.detach()
@@ -94,6 +95,15 @@ def descend(
         else:
             torch._foreach_sub_(values, grads, alpha=rate)
         yield Step(index, rate, loss, parameters, dict(zip(parameters, grads, strict=True)))
+
+
+def _gradients(total: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Of a number in every leaf, 0 where it does not depend on one."""
+    # What torch.autograd.grad calls once it has checked its arguments, which takes a sixth of a small model's step.
+    found = Variable._execution_engine.run_backward(
+        (total,), (torch.ones_like(total),), False, False, tuple(leaves), allow_unreachable=True, accumulate_grad=False
+    )
+    return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(leaves, found, strict=True)]
 
 
 def _check_rate(rate: Rate, model: nn.Module) -> None:
