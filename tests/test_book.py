@@ -14,6 +14,8 @@ import nbformat
 import pytest
 import yaml
 
+import mmlib
+
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
 IMAGES = {"image/png", "image/jpeg", "image/svg+xml"}
@@ -179,10 +181,14 @@ def test_the_index_of_exercises_is_that_of_the_chapters():
 
 
 def test_every_module_is_in_the_reference():
-    described = set(re.findall(r"automodule:: mmlib\.(\w+)", (ROOT / "book" / "api.md").read_text(encoding="utf-8")))
+    pages = [ROOT / "book" / "api.md", *sorted((ROOT / "book" / "library").glob("*.md"))]
+    index, *parts = (path.read_text(encoding="utf-8") for path in pages)
+    described = set(re.findall(r"automodule:: mmlib\.(\w+)", "".join(parts)))
     modules = {path.stem for path in (ROOT / "mmlib").glob("*.py")} - {"__init__"}
     modules |= {path.parent.name for path in (ROOT / "mmlib").glob("*/__init__.py")}
-    assert described == modules, f"book/api.md lacks {modules - described} and has too much {described - modules}"
+    assert described == modules, f"book/library lacks {modules - described} and has too much {described - modules}"
+    order = re.findall(r"^    (\w+) ", mmlib.__doc__, re.MULTILINE)
+    assert re.findall(r"^   mmlib\.(\w+)$", index, re.MULTILINE) == order, "book/api.md does not follow the map"
 
 
 LONGEST = 12

@@ -3,6 +3,7 @@
 sphinx-codeautolink finds the uses and lists each section with all titles above it, as text in which formulas are TeX.
 """
 
+import posixpath
 import re
 
 from docutils import nodes
@@ -26,9 +27,10 @@ def shorten(app, doctree, docname):
         first = {}
         for link in details.findall(lambda node: isinstance(node, nodes.reference) and "refuri" in node):
             page, _, anchor = link["refuri"].partition("#")
-            if not page:  # an example on the library's own page
+            folder = posixpath.dirname(docname)
+            document = posixpath.normpath(posixpath.join(folder, page)).removesuffix(".html")
+            if not page or posixpath.dirname(document) == folder:  # an example in the library itself
                 continue
-            document = f"{docname.rpartition('/')[0]}/{page}".removeprefix("/").removesuffix(".html")
             first.setdefault(document, []).append((order.get((document, anchor), (0, 0)), link["refuri"]))
         paragraph = nodes.paragraph("", "Used in ", classes=["uses"])
         for k, document in enumerate(sorted(first)):
