@@ -92,22 +92,6 @@ _SPELLING = {
             ),
         }
     ),
-    "ex-01-bias": Function(
-        "the best output bias, from the 27 counts of the targets",
-        lambda counts: (counts / counts.sum()).log(),
-        {
-            "for counts 1 to 27": lambda: (torch.arange(1, 28).double(),),
-            "for 27 equal counts": lambda: (torch.ones(27),),
-        },
-        {
-            "The softmax takes the exponential of the bias: a frequency itself is one step short.": lambda n: (
-                n / n.sum()
-            ),
-            "The sign is turned: rare symbols would become frequent.": lambda n: -(n / n.sum()).log(),
-        },
-        "Softmax of the bias has to be the frequencies.",
-        observe=lambda answer, counts: torch.as_tensor(answer(counts)).double().softmax(-1),
-    ),
     "ex-01-count": Function(
         "the floor of a model that sees one character, from examples",
         lambda data: counting_floor(data, 1),
