@@ -95,7 +95,7 @@ _SPELLING = {
     "ex-01-count": Function(
         "the floor of a model that sees one character, from examples",
         lambda data: counting_floor(data, 1),
-        {"on 400 examples": lambda: (_few(),), "on 5 examples": lambda: (_few(n=5),)},
+        {"on 400 examples": lambda: (_few(),), "on 40 examples": lambda: (_few(n=40),)},
         {
             "That is the floor with no context at all: count pairs, not targets.": lambda d: counting_floor(d, 0),
             "That is the entropy of the pairs: divide each row of counts by its own sum.": _joint,
