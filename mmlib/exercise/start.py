@@ -92,26 +92,10 @@ _SPELLING = {
             ),
         }
     ),
-    "ex-01-bias": Function(
-        "the best output bias, from the 27 counts of the targets",
-        lambda counts: (counts / counts.sum()).log(),
-        {
-            "for counts 1 to 27": lambda: (torch.arange(1, 28).double(),),
-            "for 27 equal counts": lambda: (torch.ones(27),),
-        },
-        {
-            "The softmax takes the exponential of the bias: a frequency itself is one step short.": lambda n: (
-                n / n.sum()
-            ),
-            "The sign is turned: rare symbols would become frequent.": lambda n: -(n / n.sum()).log(),
-        },
-        "Softmax of the bias has to be the frequencies.",
-        observe=lambda answer, counts: torch.as_tensor(answer(counts)).double().softmax(-1),
-    ),
     "ex-01-count": Function(
         "the floor of a model that sees one character, from examples",
         lambda data: counting_floor(data, 1),
-        {"on 400 examples": lambda: (_few(),), "on 5 examples": lambda: (_few(n=5),)},
+        {"on 400 examples": lambda: (_few(),), "on 40 examples": lambda: (_few(n=40),)},
         {
             "That is the floor with no context at all: count pairs, not targets.": lambda d: counting_floor(d, 0),
             "That is the entropy of the pairs: divide each row of counts by its own sum.": _joint,
@@ -230,6 +214,13 @@ def _value_and_slope(answer, z: Tensor, alpha: float) -> list[Tensor]:
     return [y, torch.autograd.grad(y.sum(), z)[0]]
 
 
+_OUTPUTS = {"sigmoid": [0.01, 0.5, 0.8], "tanh": [-0.99, 0.0, 0.5], "ELU": [-0.9, -0.2, 0.5, 3.0]}
+
+
+def _slope_of_output(name: str, h: Tensor) -> Tensor:
+    return {"sigmoid": h * (1 - h), "tanh": 1 - h**2, "ELU": torch.where(h > 0, 1.0, h + 1)}[name]
+
+
 _M0, _M1 = expectation(RELU), expectation(ELU)
 _ALPHA = _M0 / (_M0 - _M1)
 _SELU = 1 / math.sqrt(expectation(lambda z: F.elu(z, _ALPHA) ** 2))
@@ -258,11 +249,28 @@ _ACTIVATION = {
             ),
         }
     ),
-    "ex-03-tanh": Number(
-        "the |z| beyond which tanh' is below 0.01",
-        math.atanh(math.sqrt(0.99)),
-        {math.atanh(0.99): "There tanh(z) is 0.99, and the slope 1 - h^2 is still 0.02."},
-        "tanh' = 1 - tanh^2: solve 1 - h^2 = 0.01 for h, then for z.",
+    "ex-03-tanh": Function(
+        "slope(name, h), phi' from the output h",
+        _slope_of_output,
+        {name: lambda name=name, h=h: (name, torch.tensor(h).double()) for name, h in _OUTPUTS.items()},
+        {
+            "tanh: its slope is 1 at h = 0, and h (1 - h) is that of the sigmoid.": lambda name, h: (
+                h * (1 - h) if name == "tanh" else _slope_of_output(name, h)
+            ),
+            "sigmoid: its slope is 1/4 at h = 1/2, and 1 - h^2 is that of tanh.": lambda name, h: (
+                1 - h**2 if name == "sigmoid" else _slope_of_output(name, h)
+            ),
+            "ELU: below 0 its slope is exp(z), and h is exp(z) - 1.": lambda name, h: (
+                torch.where(h > 0, 1.0, h) if name == "ELU" else _slope_of_output(name, h)
+            ),
+            "ELU: above 0 it is z itself, with slope 1.": lambda name, h: (
+                h + 1 if name == "ELU" else _slope_of_output(name, h)
+            ),
+            "h is the output already: the function is not to be applied again.": lambda name, h: _slope_of_output(
+                name, {"sigmoid": torch.sigmoid, "tanh": torch.tanh, "ELU": F.elu}[name](h)
+            ),
+        },
+        "Write phi' as a function of z, then z away.",
     ),
     "ex-03-elu": Function(
         "elu(z, alpha)",
