@@ -208,7 +208,7 @@ def open_cells(path):
             yield [line for line in cell.source.splitlines() if line.strip()]
 
 
-FIRST_EDITION = ("02-", "04-", "06-")  # their second edition is still to come
+FIRST_EDITION = ("02-",)  # its second edition is still to come
 SECOND = [path for path in CHAPTERS if not path.name.startswith(FIRST_EDITION)]
 
 

@@ -132,21 +132,8 @@ _DEPTH = {
 # Choosing the scale
 
 
-def _uniform(fan_out: int, fan_in: int, gain: float, g: torch.Generator, *, width: float = 3**0.5) -> Tensor:
-    return width * gain / math.sqrt(fan_in) * (2 * torch.rand(fan_out, fan_in, generator=g) - 1)
-
-
-def _shape_and_std(answer, fan_out: int, fan_in: int, gain: float) -> dict:
-    W = answer(fan_out, fan_in, gain, rng.generator(0, "weights"))
-    right = gain / math.sqrt(fan_in)
-    largest = float(W.abs().max()) / right < 1.75
-    std = float(W.double().square().mean().sqrt()) / right
-    return {
-        "the shape": list(W.shape),
-        "rms over the right std": std,
-        "within sqrt(3) std": largest,
-        "mean near 0": abs(float(W.mean())) < 0.1 * right,
-    }
+def _bound(fan_in: int, p: float, activation: Activation) -> float:
+    return activation.gain * math.sqrt(3 * (1 - p) / fan_in)
 
 
 _CUT = [expectation(lambda z, k=k: z**k * (z.abs() < 2), breaks=(-2, 2)) for k in range(3)]  # E Z^k [|Z| < 2]
@@ -196,23 +183,27 @@ _CHOOSING = {
             ),
         }
     ),
-    "ex-06-uniform": Function(
-        "uniform_weights(fan_out, fan_in, gain, generator)",
-        _uniform,
-        {"for 200 x 30 at gain 5/3": lambda: (200, 30, 5 / 3), "for 30 x 200 at gain 1": lambda: (30, 200, 1.0)},
+    "ex-06-dropout": Function(
+        "bound(fan_in, p, activation)",
+        _bound,
+        {"for ReLU, p = 1/2": lambda: (200, 0.5, RELU), "for tanh, p = 0.1": lambda: (30, 0.1, TANH)},
         {
-            "That takes the std for the bound: a uniform distribution on +-a has std a/sqrt(3).": lambda *x: _uniform(
-                *x, width=1
+            "That is the std; a uniform distribution on +-a has std a/sqrt(3).": lambda *x: _bound(*x) / math.sqrt(3),
+            "That knows nothing of dropout: E x^2 changes.": lambda fan_in, p, phi: _bound(fan_in, 0.0, phi),
+            "Dropout makes E x^2 larger, by 1/(1 - p); the weights become narrower.": lambda fan_in, p, phi: (
+                _bound(fan_in, p, phi) / (1 - p)
             ),
-            "Divide by the root of the fan-in, not of the fan-out.": lambda o, i, gain, g: (
-                _uniform(o, i, gain, g) * math.sqrt(i / o)
+            "1 - p is a factor on the variance; the bound takes its root.": lambda fan_in, p, phi: (
+                _bound(fan_in, p, phi) * math.sqrt(1 - p)
             ),
-            "The shape is (fan_out, fan_in).": lambda *x: _uniform(*x).T,
-            "torch.rand is never negative: spread it over both signs.": lambda *x: _uniform(*x).abs(),
+            "The inputs are phi(Z), not Z: the gain is missing.": lambda fan_in, p, phi: (
+                _bound(fan_in, p, phi) / phi.gain
+            ),
+            "Per weight: divide by the root of the fan-in.": lambda fan_in, p, phi: (
+                _bound(fan_in, p, phi) * math.sqrt(fan_in)
+            ),
         },
-        "Draw with torch.rand between -a and a, with a = sqrt(3) gain / sqrt(fan-in).",
-        observe=_shape_and_std,
-        within=0.03,
+        "fan_in a^2/3 E x^2 = 1, with E x^2 = E phi(Z)^2/(1 - p).",
     ),
     "ex-06-truncated": Number(
         "the std of a normal weight that is cut off at two standard deviations",
