@@ -202,7 +202,7 @@ def open_cells(path):
             yield [line for line in cell.source.splitlines() if line.strip()]
 
 
-FIRST_EDITION = ("01-", "02-", "03-", "04-", "06-")  # their second edition is still to come
+FIRST_EDITION = ("01-", "03-", "04-", "06-")  # their second edition is still to come
 SECOND = [path for path in CHAPTERS if not path.name.startswith(FIRST_EDITION)]
 
 
