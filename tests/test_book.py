@@ -208,11 +208,7 @@ def open_cells(path):
             yield [line for line in cell.source.splitlines() if line.strip()]
 
 
-FIRST_EDITION = ("02-",)  # its second edition is still to come
-SECOND = [path for path in CHAPTERS if not path.name.startswith(FIRST_EDITION)]
-
-
-@pytest.mark.parametrize("path", SECOND, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 def test_what_stands_open_is_short_and_computes(path):
     cells = list(open_cells(path))
     long = [lines[0] for lines in cells if len(lines) > LONGEST]

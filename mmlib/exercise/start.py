@@ -141,6 +141,15 @@ def _scale_of(loss: float, classes: int) -> float:
     return low
 
 
+def _weighted_loss(p: float, w: float, b: float) -> float:
+    return w * p * math.log1p(math.exp(-b)) + (1 - p) * math.log1p(math.exp(b))
+
+
+def _best_bias(p: float, w: float) -> tuple[float, float]:
+    b = math.log(w * p / (1 - p))
+    return b, _weighted_loss(p, w, b)
+
+
 _S_NAIVE = math.sqrt(800 * expectation(lambda z: TANH(math.sqrt(30) * z) ** 2))
 _TANH2 = expectation(lambda z: TANH(z) ** 2)
 
@@ -193,15 +202,32 @@ _FIRST_LOSS = {
         }
     ),
     "ex-02-rare": Function(
-        "the best bias of a single logit, from the frequency p of the class",
-        lambda p: math.log(p / (1 - p)),
-        {f"for p = {p}": lambda p=p: (p,) for p in (0.5, 0.1, 0.002)},
+        "best_bias(p, w), the best bias of a single logit and the loss there",
+        _best_bias,
+        {f"for p = {p} and w = {w}": lambda p=p, w=w: (p, w) for p, w in ((0.5, 3.0), (0.1, 1.0), (0.002, 20.0))},
         {
-            "log p would do for a softmax; one logit is compared with 0, which stands for the other class.": math.log,
-            "The sign is turned: that is the bias for the other class.": lambda p: math.log((1 - p) / p),
-            "The sigmoid of the bias has to be p, not the bias itself.": lambda p: p,
+            "That is the best bias without a weight; w has its part in it too.": lambda p, w: (
+                _best_bias(p, 1.0)[0],
+                _weighted_loss(p, w, _best_bias(p, 1.0)[0]),
+            ),
+            "log wp would do for a softmax; one logit is compared with the 0 of the other class.": lambda p, w: (
+                math.log(w * p),
+                _weighted_loss(p, w, math.log(w * p)),
+            ),
+            "The sign is turned: that is the bias for the other class.": lambda p, w: (
+                -_best_bias(p, w)[0],
+                _weighted_loss(p, w, -_best_bias(p, w)[0]),
+            ),
+            "The bias is right; the loss of a positive is to be multiplied by w.": lambda p, w: (
+                _best_bias(p, w)[0],
+                _weighted_loss(p, 1.0, _best_bias(p, w)[0]),
+            ),
+            "The bias is right; the loss is the mean over examples, not divided by the mean weight.": lambda p, w: (
+                _best_bias(p, w)[0],
+                _best_bias(p, w)[1] / (w * p + 1 - p),
+            ),
         },
-        "Solve sigmoid(b) = p for b.",
+        "Set the derivative of the mean loss by b to zero: sigmoid(b) is the weighted share of the positives.",
     ),
 }
 
