@@ -110,8 +110,8 @@ class Comparison:
             raise ValueError(f"recipe: one of {', '.join(self.recipes)} is needed, got {recipe!r}")
         return _interval(self._at(steps)[1][self.recipes.index(recipe)].T)
 
-    def summary(self, reference: str | Mapping[str, str], steps: int | None = None) -> str:
-        """A table: the best rate of each recipe, the loss there, and the difference to the reference."""
+    def summary(self, reference: str | Mapping[str, str], steps: int | None = None, digits: int | None = None) -> str:
+        """A table: the best rate of each recipe, the loss there, and the difference to the reference: see `table`."""
         differences, rows, notes = self.differences(reference, steps), {}, []
         for name, best in self.best(steps).items():
             rows[name] = (f"{best.rate:g}", best.loss, differences.get(name, "-"))
@@ -120,7 +120,7 @@ class Comparison:
             if best.diverged:
                 notes.append(f"{name}: {best.diverged} of {len(self.judge)} runs diverged")
         columns = ("rate", "dev loss", "minus reference")
-        return "\n".join([table(rows, columns, sign=(False, False, True)), *notes])
+        return "\n".join([table(rows, columns, digits=(None, digits, digits), sign=(False, False, True)), *notes])
 
 
 def _interval(values: Tensor, confidence: float = 0.95) -> Interval:

@@ -278,6 +278,7 @@ def test_a_summary_is_one_table():
         "a    10  3.00 [2.75, 3.25]                        -",
         "b    10  2.91 [2.65, 3.17]  -0.090 [-0.115, -0.065]",
     ]
+    assert result.summary("a", digits=1).splitlines()[-1] == "b    10  2.9 [2.6, 3.2]  -0.1 [-0.1, -0.1]"
 
 
 # What cannot be compared
