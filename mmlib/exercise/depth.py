@@ -63,6 +63,15 @@ _DEPTH = {
             },
         }
     ),
+    "ex-05-bits": Number(
+        "from which layer down a first step leaves most weights unchanged",
+        3,
+        {
+            6: "chi is the factor on the mean square; the step shrinks by its root, 0.24, in each layer.",
+            7: "Count the layers from layer 10 down: it takes that many layers, and 10 minus that is asked.",
+        },
+        "A change below half the distance to the next number, about 10^-7.4 of the weight, is lost.",
+    ),
     "ex-05-sigmoid": Function(
         "keeping_gain(activation)",
         _keeping_gain,
