@@ -26,8 +26,10 @@ def watched() -> bool:
     A notebook that is executed to be stored or compared has nobody who could answer `input()`; its kernel is told so
     with every cell.
 
-    >>> watched() in (True, False)
-    True
+    >>> import contextlib, io
+    >>> with contextlib.redirect_stderr(io.StringIO()):  # text that nobody sees
+    ...     watched()
+    False
     """
     kernel = getattr(getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)(), "kernel", None)
     if kernel is not None:
