@@ -1,6 +1,7 @@
 """Finished numbers onto Axes. Nothing here sees a model, computes a result or shows a figure."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -153,11 +154,12 @@ def against_theory(
     ax.legend()
 
 
-def against_rate(ax: Axes, comparison: Comparison, steps: int | None = None) -> None:
+def against_rate(ax: Axes, comparison: Comparison, steps: int | None = None, upto: float = math.inf) -> None:
     """Dev loss against the learning rate: a curve with its interval for each recipe, its best rate ringed.
 
     Over the judging seeds, while the rings were chosen on others. At an edge of the grid, where no rate can be called
     best, the ring is an open arrow that points beyond. A rate at which a run diverged has a cross at the top instead.
+    Rates above `upto`, where runs may amplify rounding errors, are not drawn.
 
     >>> from mmlib.comparison import compare
     >>> import matplotlib.pyplot as plt
@@ -173,20 +175,21 @@ def against_rate(ax: Axes, comparison: Comparison, steps: int | None = None) -> 
     """
     for index, (name, best) in enumerate(comparison.best(steps).items()):
         style = look(name if name in _PLACES else index)
-        rates, curve = np.array(comparison.rates), comparison.curve(name, steps)
-        mean, low, high = (value.detach().numpy() for value in curve)
+        rates = np.array(comparison.rates)
+        drawn = rates <= upto
+        rates, curve = rates[drawn], comparison.curve(name, steps)
+        mean, low, high = (value.detach().numpy()[drawn] for value in curve)
         ran = np.isfinite(mean)
         ax.plot(rates[ran], mean[ran], label=name, **style)
         ax.fill_between(rates[ran], low[ran], high[ran], color=style["color"], alpha=0.25, linewidth=0)
         top = ax.get_xaxis_transform()
         ax.plot(rates[~ran], np.full((~ran).sum(), 0.97), "x", color=style["color"], transform=top)
-        if np.isfinite(float(best.loss.mean)):
+        if np.isfinite(float(best.loss.mean)) and best.rate <= upto:
             marker = {"": "o", "lowest": "<", "highest": ">"}[best.edge]
             ring = {"marker": marker, "markersize": 14, "linestyle": "", "color": style["color"], "fillstyle": "none"}
             ax.plot(best.rate, float(best.loss.mean), **ring, markeredgewidth=2)
     ax.set(xscale="log", xlabel="learning rate", ylabel="dev loss (nats)")
-    ax.set_xticks(comparison.rates, [f"{rate:g}" for rate in comparison.rates])
-    ax.minorticks_off()
+    ticks(ax, x=[rate for rate in comparison.rates if rate <= upto])
     ax.legend()
 
 

@@ -198,6 +198,15 @@ def test_loss_against_rate_is_a_curve_a_recipe_with_its_best_rate_ringed(ax):
     assert len(ax.collections) == 2
 
 
+def test_rates_above_a_given_one_are_not_drawn_but_count_for_what_is_best(ax):
+    loss = torch.tensor([[3.0, 2.0, 2.5], [3.0, 2.0, 1.0]]).double().unsqueeze(-1).expand(2, 3, 3).unsqueeze(-1)
+    plots.against_rate(ax, Comparison(("a", "b"), (0.1, 0.3, 1.0), (0,), (1, 2), (50,), loss), upto=0.3)
+    first, ring, second = (line for line in ax.lines if len(line.get_xdata()))
+    assert drawn(first)[0].tolist() == drawn(second)[0].tolist() == [0.1, 0.3]
+    assert drawn(ring)[0].tolist() == [0.3] and ring.get_marker() == "o"
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0.1", "0.3"]
+
+
 def test_a_rate_at_which_a_run_diverged_is_a_cross_and_no_point(ax):
     loss = torch.tensor([[[3.0, 3, 3], [2, 2, 2.5], [1, 1, math.inf]]]).double().unsqueeze(-1)
     loss[0, 2, 0] = math.inf
