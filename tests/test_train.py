@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -344,7 +345,102 @@ def test_stacked_models_name_the_replicas_too(corpus):
     torch.testing.assert_close(parameters(stacked), before, rtol=0, atol=0, equal_nan=True)
 
 
+class Root(nn.Module):
+    """Adds the root of the sum of three numbers to every logit: of no effect, with a gradient that no memory holds."""
+
+    def __init__(self, *values):
+        super().__init__()
+        self.values = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+    def forward(self, x):
+        return x + self.values.sum().sqrt()
+
+
+def test_a_gradient_that_is_one_number_repeated_is_checked_too(corpus):
+    model = nn.Sequential(*mlp(), Root(1.0, 2.0, 3.0))
+    (step,) = descend(model, batches(corpus, 1), lr=0.1)
+    assert step.grads["7.values"].abs().max() < 1e-15 and step.grads["0.weight"].any()
+    model = nn.Sequential(*mlp(), Root(0.0, 0.0, 0.0))
+    message = failing(model, batches(corpus, 5), lr=0.1)
+    assert message.startswith("step 0: a gradient is nan or infinite, though the loss is not; ")
+    assert model[-1].values.tolist() == [0, 0, 0]
+
+
+def test_a_gradient_that_is_nan_at_a_finite_loss_stops_before_the_step(corpus):
+    class Bent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.zeros(27, dtype=torch.float64))
+
+        def forward(self, x):
+            return x + self.scale.sqrt()
+
+    model = nn.Sequential(*mlp(), Bent())
+    assert "a gradient is nan or infinite" in failing(model, batches(corpus, 5), lr=0.1)
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_a_parameter_that_takes_no_part_has_gradient_zero(corpus):
+    model = mlp()
+    model.embedding.register_parameter("idle", nn.Parameter(torch.ones(2)))
+    for step in descend(model, batches(corpus, 2), lr=0.1):
+        assert step.grads["embedding.idle"].tolist() == [0, 0]
+    assert model.embedding.idle.tolist() == [1, 1]
+
+
+def test_a_replica_that_stands_still_stays_where_it_is_though_its_loss_is_finite(corpus):
+    stacked = stack([small(0), small(1)])
+    before = parameters(stacked)
+    for step in descend(stacked, draws(corpus, 3, 2), lr=0.1, diverged={0: "earlier"}):
+        assert step.loss.isnan().tolist() == [True, False]
+    for name, p in stacked.named_parameters():
+        assert torch.equal(p[0], before[name][0]) and not torch.equal(p[1], before[name][1])
+
+
+def test_each_of_several_that_diverge_at_once_is_told_its_own_layer_and_loss(corpus):
+    stacked = stack([small(r) for r in range(3)])
+    with torch.no_grad():
+        stacked.linear1.weight[0] = math.nan
+        stacked.output.bias[1] = math.inf
+    history = train(stacked, draws(corpus, 2, 3), lr=0.1)
+    assert history.ended == "done" and list(history.diverged) == [0, 1]
+    assert "'linear1'" in history.diverged[0] and "'output'" in history.diverged[1]
+
+
+def test_the_first_of_several_losses_is_told(corpus):
+    stacked = stack([small(r) for r in range(2)])
+    with torch.no_grad():
+        stacked.output.bias[0] = 3e38 * (-1.0) ** torch.arange(27)
+        stacked.output.bias[1] = math.nan
+    with pytest.raises(FloatingPointError, match=r"step 0: the loss is inf in replicas \[0, 1\]"):
+        list(descend(stacked, draws(corpus, 2, 2), lr=0.1))
+
+
+def test_a_run_in_a_thread_leaves_interruptions_to_the_main_one(corpus):
+    with ThreadPoolExecutor(1) as executor:
+        history = executor.submit(train, small(), draws(corpus, 3), lr=0.1).result()
+    assert history.ended == "done" and len(history.loss.steps) == 3
+
+
+def test_no_bar_is_asked_for_unless_one_is_wanted(corpus, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train_module, "bar", lambda steps, total, progress: asked.append((total, progress)) or steps)
+    train(small(), draws(corpus, 2), lr=0.1)
+    train(model=small(), batches=draws(corpus, 3), lr=0.1, progress=True)
+    assert asked == [(2, False), (3, True)]
+    assert len(list(descend(model=small(), batches=draws(corpus, 3), lr=0.1))) == 3
+
+
 # Evaluation
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_at_most_32768_examples_of_all_models_are_evaluated_at_once(replicas):
+    rows, n = [], 2**15 // replicas
+    model = stack([small(r) for r in range(replicas)]) if replicas > 1 else nn.Sequential(*small())
+    model[0].register_forward_hook(lambda module, args, output: rows.append(args[0].shape[-2]))
+    evaluate(model, Examples(torch.zeros(n + 1, 3, dtype=torch.long), torch.zeros(n + 1, dtype=torch.long)))
+    assert rows == [n, 1]
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 100, 10**6])
