@@ -97,6 +97,14 @@ def test_pictures_have_a_size_and_wait(page):
         assert image.get("loading") == "lazy", f"{page.name}: {image['src']} does not wait"
 
 
+def test_a_chapter_has_the_number_of_its_file():
+    links = soup(SITE / "book" / "intro.html").select(".sidebar-tree a")
+    numbers = [(int(link["href"][:2]), link.get_text()) for link in links if re.match(r"\d", link["href"])]
+    assert len(numbers) > 10
+    wrong = [text for number, text in numbers if not text.startswith(f"{number}. ")]
+    assert not wrong, f"chapters that do not have the number of their file: {wrong}"
+
+
 def test_names_in_cells_lead_to_the_library():
     chapters = sorted((SITE / "book").glob("[0-9][0-9]-*.html"))
     without = [path.name for path in chapters if not soup(path).select('.cell_input a[href*="#mmlib"]')]
