@@ -1,4 +1,7 @@
-"""Let a docstring write |x| for an absolute value; reStructuredText would look for a substitution of that name."""
+"""Let a docstring write |x| for an absolute value; reStructuredText would look for a substitution of that name.
+
+And leave out what Python writes of the fields of a named tuple, "Alias for field number 0".
+"""
 
 import re
 
@@ -6,6 +9,8 @@ LITERAL = re.compile(r"(``.*?``|:\w+:`.*?`)")
 
 
 def escape(app, what, name, obj, options, lines):
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
     block = None
     for i, line in enumerate(lines):
         indent = len(line) - len(line.lstrip())
