@@ -21,13 +21,12 @@ def places(env):
 
 
 def shorten(app, doctree, docname):
-    env, order = app.env, None
+    env, order, folder = app.env, None, posixpath.dirname(docname)
     for details in list(doctree.findall(DetailsNode)):
         order = order or places(env)
         first = {}
         for link in details.findall(lambda node: isinstance(node, nodes.reference) and "refuri" in node):
             page, _, anchor = link["refuri"].partition("#")
-            folder = posixpath.dirname(docname)
             document = posixpath.normpath(posixpath.join(folder, page)).removesuffix(".html")
             if not page or posixpath.dirname(document) == folder:  # an example in the library itself
                 continue

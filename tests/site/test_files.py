@@ -107,7 +107,8 @@ def test_a_chapter_has_the_number_of_its_file():
 
 def test_names_in_cells_lead_to_the_library():
     chapters = sorted((SITE / "book").glob("[0-9][0-9]-*.html"))
-    without = [path.name for path in chapters if not soup(path).select('.cell_input a[href*="#mmlib"]')]
+    link = '.cell_input a[href*="/library/"][href*="#mmlib"]'
+    without = [path.name for path in chapters if not soup(path).select(link)]
     assert not without, f"no name in a cell of {without} leads to the library"
 
 
