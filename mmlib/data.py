@@ -133,13 +133,13 @@ def examples(names: Sequence[str], vocabulary: Vocabulary, block_size: int) -> E
         raise ValueError(f"block_size: at least 1 is needed, got {block_size}")
     if not names:
         raise ValueError("names: at least one name is needed")
-    contexts, targets = [], []
+    symbols, is_target = [], []
     for name in names:
-        tokens = [0] * block_size + vocabulary.encode(name) + [0]
-        for i in range(block_size, len(tokens)):
-            contexts.append(tokens[i - block_size : i])
-            targets.append(tokens[i])
-    return Examples(torch.tensor(contexts), torch.tensor(targets))
+        tokens = [*vocabulary.encode(name), 0]
+        symbols += [0] * block_size + tokens
+        is_target += [False] * block_size + [True] * len(tokens)
+    windows = torch.tensor(symbols).unfold(0, block_size + 1, 1)[torch.tensor(is_target)[block_size:]]
+    return Examples(windows[:, :-1].contiguous(), windows[:, -1].contiguous())
 
 
 class Corpus(NamedTuple):

@@ -21,7 +21,7 @@ def reproduce(monkeypatch, tmp_path):
     tool = importlib.util.module_from_spec(specification)
     monkeypatch.setitem(sys.modules, "reproduce_tool", tool)
     specification.loader.exec_module(tool)
-    for name, value in {"STEPS": 2000, "KEPT": tmp_path, "WATCHED": [0, 10, 1500, 1999]}.items():
+    for name, value in {"STEPS": 1000, "KEPT": tmp_path, "WATCHED": [0, 10, 750, 999]}.items():
         monkeypatch.setattr(tool, name, value)
     return tool
 
@@ -43,6 +43,6 @@ def test_an_interrupted_reproduction_goes_on_and_leaves_the_same_figures(stages,
     monkeypatch.setattr(reproduce, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         reproduce.trained(starts)
-    assert seen == list(range(100, 701, 100)) and [p.suffix for p in tmp_path.iterdir()] == [".run"]
+    assert seen == list(range(50, 351, 50)) and [p.suffix for p in tmp_path.iterdir()] == [".run"]
     assert reproduce.trained(starts) == whole
-    assert seen[7] == 800 and [p.suffix for p in tmp_path.iterdir()] == [".json"]
+    assert seen[7] == 400 and [p.suffix for p in tmp_path.iterdir()] == [".json"]
