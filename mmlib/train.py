@@ -291,7 +291,8 @@ def _between_steps() -> Iterator[list[bool]]:
 def evaluate(model: nn.Module, data: Examples) -> float | Tensor:
     """The mean cross-entropy on all examples, in nats, in evaluation mode; for R stacked models a tensor (R,).
 
-    `data` has no leading axis: every replica sees the same examples. The model is left as found.
+    `data` has no leading axis: every replica sees the same examples. A context that occurs often is computed once: what
+    a model says of one must not depend on the others, as in evaluation mode it does not. The model is left as found.
     Raises ValueError if there are no examples.
 
     >>> from mmlib.data import corpus
@@ -304,10 +305,12 @@ def evaluate(model: nn.Module, data: Examples) -> float | Tensor:
     if data.targets.dim() != 1 or not n:
         raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
     rows = max(1, _EVALUATED_AT_ONCE // (model.replicas if isinstance(model, Ensemble) else 1))
+    by_context = data.contexts.unique(dim=0, return_inverse=True)[1].argsort()
     total = torch.zeros((), dtype=torch.float64)
     with undisturbed(model):
         model.eval()
-        for start in range(0, n, rows):
-            part = repeated(Examples(*(x[start : start + rows] for x in data)), model)
-            total = total + cross_entropy(model(part.contexts), part.targets).double() * part.targets.shape[-1]
+        for some in by_context.split(rows):
+            contexts, which = data.contexts[some].unique_consecutive(dim=0, return_inverse=True)
+            part = repeated(Examples(contexts, data.targets[some]), model)
+            total = total + cross_entropy(model(part.contexts)[..., which, :], part.targets).double() * len(some)
     return total / n if total.dim() else float(total) / n

@@ -439,8 +439,19 @@ def test_at_most_32768_examples_of_all_models_are_evaluated_at_once(replicas):
     rows, n = [], 2**15 // replicas
     model = stack([small(r) for r in range(replicas)]) if replicas > 1 else nn.Sequential(*small())
     model[0].register_forward_hook(lambda module, args, output: rows.append(args[0].shape[-2]))
-    evaluate(model, Examples(torch.zeros(n + 1, 3, dtype=torch.long), torch.zeros(n + 1, dtype=torch.long)))
-    assert rows == [n, 1]
+    k = torch.arange(n + 1)
+    evaluate(model, Examples(torch.stack([k // 729 % 27, k // 27 % 27, k % 27], 1), k % 27))
+    assert rows == [min(n, 27**3 - 1), 1]  # contexts: there are 27**3, and each is in one pass
+
+
+def test_a_context_that_occurs_often_is_computed_once(corpus):
+    rows, model = [], nn.Sequential(*mlp())
+    data = Examples(*(x[torch.arange(500).repeat(3)] for x in corpus.dev))
+    model[0].register_forward_hook(lambda module, args, output: rows.append(args[0]))
+    got = evaluate(model, data)
+    (seen,) = rows
+    assert len(seen) == len(seen.unique(dim=0)) == len(data.contexts.unique(dim=0)) < 500
+    assert got == pytest.approx(F.cross_entropy(model(data.contexts), data.targets).item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 100, 10**6])
@@ -468,7 +479,8 @@ def test_no_more_rows_than_allowed_are_evaluated_at_once(corpus, monkeypatch):
     model = nn.Sequential(*mlp())
     model[0].register_forward_hook(lambda module, args, output: rows.append(len(args[0])))
     monkeypatch.setattr(train_module, "_EVALUATED_AT_ONCE", 200)
-    evaluate(model, Examples(*(x[:500] for x in corpus.dev)))
+    contexts = corpus.dev.contexts.unique(dim=0)[:500]
+    evaluate(model, Examples(contexts, corpus.dev.targets[:500]))
     assert rows == [200, 200, 100]
 
 
