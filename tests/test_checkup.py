@@ -423,6 +423,21 @@ def test_the_naive_start_has_two_causes_and_both_are_named(names):
     assert [(f.rule, f.layer) for f in report] == [("saturation", "act1"), ("first loss", "output")]
 
 
+def test_what_makes_the_first_loss_large_is_looked_for_behind_the_last_norm():
+    model = nn.Sequential(nn.Linear(8, 64), nn.LayerNorm(64), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 27))
+    with torch.no_grad():
+        for layer, std in ((model[0], 100.0), (model[2], 1 / 8), (model[4], 2.0)):
+            layer.weight.normal_(0, std, generator=rng.generator(0, str(std)))
+    x = torch.randn(64, 8, generator=rng.generator(0, "x"))
+    y = torch.randint(27, (64,), generator=rng.generator(0, "y"))
+    (found,) = checkup(model, x, y, CROSS_ENTROPY)
+    assert (found.rule, found.layer) == ("first loss", "4")
+    before = CROSS_ENTROPY(model(x), y).item()
+    with torch.no_grad():
+        model[0].weight.div_(100)
+    assert CROSS_ENTROPY(model(x), y).item() > 0.9 * before  # the loudest layer by far, and not the cause
+
+
 def test_the_step_size_is_judged_only_when_asked_for():
     given = mlp(), *blobs(), CROSS_ENTROPY
     assert not checkup(*given) and not checkup(*given, lr=0.01)

@@ -8,7 +8,7 @@ import torch
 from mmlib import meanfield
 from mmlib.checkup.found import tensors
 from mmlib.checkup.record import Record
-from mmlib.checkup.row import BOUNDED, finite
+from mmlib.checkup.row import BOUNDED, Row, finite, is_norm
 from mmlib.checkup.rules import EVERYTHING, Found, rule
 from mmlib.checkup.terms import BINARY, LABELS, Term, classes
 from mmlib.checkup.watch import MODEL
@@ -113,7 +113,7 @@ def _first_loss(seen: Record) -> Found:
         limit = sum(t.uniform + _room(t) for t in terms)
     if value <= limit:
         return
-    loudest = max(seen.weighted, key=lambda row: row.gain, default=None)
+    loudest = max(_behind_norms(seen), key=lambda row: row.gain, default=None)
     layer = loudest.name if loudest and loudest.gain > 2 else end(seen)
     measured = f"loss {value:.4g}, too large: {guess(terms)} gives {uniform:.4g}; predictions have std {spread:.3g}"
     if kinds <= LABELS | BINARY and spread >= 1:
@@ -128,6 +128,13 @@ def _first_loss(seen: Record) -> Found:
     elif not kinds <= LABELS | BINARY:
         action = "standardise the targets, or start the output bias at their mean and its weights small"
     yield "warning", [layer], measured, f"below {limit:.4g}", why, action
+
+
+def _behind_norms(seen: Record) -> list[Row]:
+    """The layers with weights after the last norm, which takes away the scale of what comes before it."""
+    norms = [i for i, row in enumerate(seen.rows) if row.module is not None and is_norm(row.module)]
+    behind = {row.name for row in seen.rows[norms[-1] + 1 if norms else 0 :]}
+    return [row for row in seen.weighted if row.name in behind]
 
 
 def _independent(seen: Record, n: int) -> float:
