@@ -372,6 +372,7 @@ class Frame(NamedTuple):
 
 KINDS = ("line", "points", "bars", "across", "up", "stairs")
 _COLOURS_OF_A_PICTURE = 64  # a quarter of the bytes of all colours, and no difference that can be seen
+_LETTERS_BELOW = 40  # in a legend of three columns; more is wider than the frame, and squeezes it
 _GHOST = {"color": "0.75", "linestyle": "-", "linewidth": 4, "zorder": 1}
 
 
@@ -403,8 +404,9 @@ def frames(axes: np.ndarray | Sequence[Axes], drawn: Sequence[Frame]) -> None:
                 getattr(ax, f"{axis}axis").set_minor_locator(NullLocator())
         for curve in curves:
             _draw(ax, curve)
-        if any(curve.label for curve in curves):
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False, fontsize="small")
+        if words := "".join(curve.label for curve in curves):
+            columns = 3 if len(words) <= _LETTERS_BELOW else 1
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, frameon=False, fontsize="small")
 
 
 def _draw(ax: Axes, curve: Curve) -> None:

@@ -281,6 +281,17 @@ def test_a_shared_legend_has_each_name_once_and_takes_the_place_of_others():
         plots.shared_legend([Figure().add_subplot()])
 
 
+@pytest.mark.parametrize("labels", [("a", "b", "c"), ("along the first axis", "along the second one", "along both")])
+def test_a_legend_of_long_names_does_not_squeeze_its_frame(labels):
+    figure = Figure(figsize=(4.4, 3.8), dpi=80, layout="constrained")
+    ax, numbers = figure.add_subplot(), [0.0, 1.0]
+    curves = [plots.Curve("line", numbers, numbers, label, k) for k, label in enumerate(labels)]
+    plots.frames([ax], [plots.Frame("title", plots.Axis("x", 0, 1), plots.Axis("y", 0, 1), curves)])
+    figure.draw_without_rendering()
+    below = ax.get_legend().get_window_extent()
+    assert ax.get_position().width > 0.75 and below.x0 >= 0 and below.x1 <= figure.bbox.x1
+
+
 def test_frames_draw_every_kind_of_curve(ax):
     numbers = [1.0, 2.0, 3.0]
     curves = [plots.Curve(kind, numbers, numbers, kind, k) for k, kind in enumerate(plots.KINDS)]
