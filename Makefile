@@ -40,6 +40,9 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 OMP_NUM_THREADS ?= 1
 MKL_NUM_THREADS ?= $(OMP_NUM_THREADS)
 export OMP_NUM_THREADS MKL_NUM_THREADS
+# glibc gives the memory of large tensors back in every step and gets it anew, page by page: 6 % of a step of training.
+export MALLOC_MMAP_THRESHOLD_ := 33554432
+export MALLOC_TRIM_THRESHOLD_ := 2147483648
 
 .PHONY: help env book test test-noise test-portable faults execute reproduce serve check lighthouse pdf zip lint clean distclean mutation
 
