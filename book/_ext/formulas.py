@@ -34,6 +34,7 @@ standard_logging.getLogger("fontTools").setLevel(standard_logging.WARNING)
 
 SCRIPT = "katex.min.js"
 FONT = "math.woff2"
+ROOTS = (880, 1220, 1850, 2890)  # heights of root signs, in thousandths of the font's size
 LARGEST_FONT = 100_000
 # Inline, what is set from more TeX than this may be wider than a phone, and scrolls within itself there.
 LONG = 30
@@ -224,6 +225,30 @@ def variants(characters):
     return {styled[c] for c in characters if c in styled}
 
 
+def even_roots(font):
+    """Gives all root signs the width of the smallest, and the heights of ROOTS.
+
+    Chromium makes room for the widest of them after every root, and lets a sign that is taller than what it stands over
+    reach below the line: half of the smallest, over one letter.
+    """
+    variants, root = font["MATH"].table.MathVariants, font.getBestCmap()[ord("√")]
+    signs = variants.VertGlyphConstruction[variants.VertGlyphCoverage.glyphs.index(root)]
+    width = font["hmtx"][root][0]
+
+    def scaled(name, height=None):
+        glyph, (advance, bearing) = font["glyf"][name], font["hmtx"][name]
+        by = width / advance
+        glyph.coordinates.scale((by, height / (glyph.yMax - glyph.yMin) if height else 1))
+        glyph.recalcBounds(font["glyf"])
+        font["hmtx"][name] = (width, round(by * bearing))
+
+    for sign, height in zip(signs.MathGlyphVariantRecord, ROOTS, strict=True):
+        scaled(sign.VariantGlyph, height)
+        sign.AdvanceMeasurement = height
+    for part in signs.GlyphAssembly.PartRecords:
+        scaled(part.glyph)
+
+
 def cut(app, exception):
     """Writes the font with the characters of all formulas on the built pages."""
     katex.stop()
@@ -243,6 +268,7 @@ def cut(app, exception):
     subsetter = subset.Subsetter(options)
     subsetter.populate(text="".join(used))
     subsetter.subset(font)
+    even_roots(font)
     subset.save_font(font, path, options)
     if (size := path.stat().st_size) > LARGEST_FONT:
         logger.warning("the math font has %s bytes, more than %s", size, LARGEST_FONT, type="formula")

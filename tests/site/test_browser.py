@@ -21,6 +21,12 @@ WIDER = """() => [...document.querySelectorAll("article math")].filter(formula =
 }).map(formula => formula.textContent)"""
 UNSET = """() => [...document.querySelectorAll("div.math, span.math")]
   .filter(place => !place.querySelector("math")).map(place => place.textContent)"""
+# A root over one letter: how far its box goes on behind the letter and below it, in letters' heights.
+ROOTS = """() => [...document.querySelectorAll("article msqrt")]
+  .filter(root => root.checkVisibility() && /^.$/u.test(root.textContent)).map(root => {
+    const [box, letter] = [root, root.lastElementChild].map(element => element.getBoundingClientRect());
+    return [(box.right - letter.right) / letter.height, (box.bottom - letter.bottom) / letter.height];
+  })"""
 CLIPPED = """() => [...document.querySelectorAll("article pre, article img, article table, article div.math")]
   .filter(part => part.scrollWidth > part.clientWidth + 1 || part.getBoundingClientRect().right > innerWidth + 1)
   .map(part => (part.alt || part.textContent).trim().slice(0, 60))"""
@@ -63,13 +69,14 @@ def test_a_page_is_light_and_nothing_fails(browser, address, page):
     view, requests, errors, sizes = opened(browser, address, page, viewport=PHONE)
     scrolled(view)
     width, shown = view.evaluate("() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    unset, wider = view.evaluate(UNSET), view.evaluate(WIDER)
+    unset, wider, roots = view.evaluate(UNSET), view.evaluate(WIDER), view.evaluate(ROOTS)
     view.close()
     foreign = {url for url in requests if urlsplit(url).hostname not in (None, "127.0.0.1")}
     assert not foreign, f"{page.name} asks for {sorted(foreign)}"
     assert not errors, f"{page.name} complains: {errors}"
     assert not unset, f"{page.name} has formulas that are not set: {unset}"
     assert not wider, f"{page.name} has formulas that leave a phone's screen: {wider}"
+    assert all(behind < 0.1 and below < 0.7 for behind, below in roots), f"{page.name}: roots off their line: {roots}"
     assert width <= shown, f"{page.name} is {width} px wide on a screen of {shown} px"
     bytes_allowed, requests_allowed = allowed(page)
     assert sum(sizes) <= bytes_allowed, f"{page.name} takes {sum(sizes):,.0f} bytes, and {bytes_allowed:,} are allowed"
