@@ -5,6 +5,7 @@ chapters that import reference_run are not executed but shown with their stored 
 before Sphinx reads them, one on each processor; Sphinx alone would execute one after another.
 """
 
+import gc
 import logging
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def execute(app, env, docnames):
 
 
 def setup(app):
+    # Pages are large trees without garbage; to look for it in them is half of a build in which nothing has changed.
+    gc.set_threshold(200_000, 20, 100)
     # Before the notebooks' parser reads its configuration.
     app.connect("config-inited", leave_out, priority=1)
     app.connect("env-before-read-docs", execute)
