@@ -334,14 +334,13 @@ def test_calibrate_sets_whole_data_statistics_layer_by_layer():
 
 
 def test_calibrate_on_stacked_models_equals_each_alone():
-    models = [MLP(depth=2, width=8, norm=BatchNorm1d).build(generator(r, "weights")) for r in range(3)]
+    models = [MLP(depth=2, width=8, norm=BatchNorm1d).build(generator(r, "weights")).double() for r in range(3)]
     ensemble, data = stack(models), examples()
     calibrate(ensemble, Examples(*(x.expand(3, *x.shape) for x in data)))
     for model, back in zip(models, unstack(ensemble), strict=True):
         calibrate(model, data)
         torch.testing.assert_close(back.norm2.running_var, model.norm2.running_var)
-    alone = torch.tensor([evaluate(model, data) for model in models])
-    torch.testing.assert_close(evaluate(ensemble, data).float(), alone)  # the models compute in float32
+    torch.testing.assert_close(evaluate(ensemble, data), torch.tensor([evaluate(m, data) for m in models]).double())
 
 
 def test_calibrate_reaches_layers_after_and_within_a_sequence():
