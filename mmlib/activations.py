@@ -43,7 +43,7 @@ class Activation:
             y = self.phi(x)
             if not y.requires_grad:
                 return torch.zeros_like(x)
-            return torch.autograd.grad(y, x, torch.ones_like(y))[0]
+            return torch.autograd.grad(y.sum(), x)[0]
 
     @cached_property
     def gain(self) -> float:

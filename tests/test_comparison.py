@@ -181,6 +181,27 @@ def test_an_error_of_another_kind_is_raised(parts, monkeypatch):
         compared(parts, {"a": SMALL})
 
 
+def test_without_curves_only_chosen_rates_are_judged_and_all_else_is_the_same(parts):
+    recipes = {"a": SMALL, "b": MLP(depth=2, width=8, embedding=4)}
+    given = {"rates": (0.001, 0.1, 0.5, 1e4), "steps": (2, 6), "choose": (0, 1, 2)}
+    whole, lean = compared(parts, recipes, **given), compared(parts, recipes, curves=False, **given)
+    torch.testing.assert_close(lean.loss[:, :, :3], whole.loss[:, :, :3])
+    assert 2 <= int((~lean.loss[:, :, 3:].isnan()).any(-1).any(-1).sum()) <= 4  # of 8 pairs of a recipe and a rate
+    for steps in given["steps"]:
+        for name, best in whole.best(steps).items():
+            assert lean.best(steps)[name].rate == best.rate
+            torch.testing.assert_close(lean.best(steps)[name].loss, best.loss)
+        torch.testing.assert_close(lean.differences("a", steps)["b"], whole.differences("a", steps)["b"])
+    with pytest.raises(ValueError, match=r"'a': a curve needs judging seeds at every rate"):
+        lean.curve("a")
+
+
+def test_without_curves_a_recipe_that_never_learns_is_refused_as_with_them(parts):
+    lean = compared(parts, {"bad": nowhere}, curves=False)
+    with pytest.raises(ValueError, match=r"'bad': a choosing run diverged at each rate of \(0.1, 0.5\)"):
+        lean.best()
+
+
 # What is made of the losses
 
 
