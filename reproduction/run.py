@@ -1,6 +1,6 @@
 """Reproduce the published reference run at full length and store its figures: python reproduction/run.py [PROCESSES]
 
-All five stages for 200,000 steps, beside what was published; then five other seeds of each stage, and copies of two
+All five stages for 200,000 steps, beside what was published; then eight other seeds of each stage, and copies of two
 stages whose first weights differ at the seventh digit. Two processes, one thread each, unless told otherwise. The file
 of figures, which a chapter reads, is written whole or not at all, and only if every published figure was met that can
 be. An interruption costs no more than a twentieth of a run: what was done is kept in .cache/reproduce and gone on with,
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 FIGURES, KEPT = ROOT / "reproduction" / "figures.json", ROOT / ".cache" / "reproduce"
 PROCESSES = int(sys.argv[1]) if len(sys.argv) > 1 else 2
 STEPS = 200_000
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS = tuple(range(1, 9))
 NUDGES, NUDGED, NUDGE = (None, 0, 1, 2), ("original", "softmax"), 3e-7
 # Evenly spaced on a logarithmic axis: a small difference grows early or not at all.
 WATCHED = sorted({0, STEPS - 1} | {round(10 ** (k / 8)) for k in range(43)})
