@@ -32,6 +32,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The kernel and the packages of .venv, whatever else the user has installed or set.
 export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH PYTHONPATH PYTHONHOME PYTHONSTARTUP MPLBACKEND MATPLOTLIBRC
+# Without bytecode every kernel, and every process of a test, compiles the library anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 export PYTHONUTF8 := 1
 export PYTHONUNBUFFERED := 1
