@@ -263,7 +263,7 @@ WARD = {
     ),
 }
 HIDDEN = (4, 1, 3, 0, 5, 2)
-RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+TRIED = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
 def losses(build: Callable[[int], nn.Sequential], batches: list[Examples], *rates: float) -> Tensor:
@@ -275,8 +275,8 @@ def losses(build: Callable[[int], nn.Sequential], batches: list[Examples], *rate
 
 
 def reached(build: Callable[[int], nn.Sequential], batches: list[Examples]) -> Tensor:
-    """The mean loss of the last 30 steps at the best of the rates."""
-    return losses(build, batches, *RATES)[-30:].mean((0, 2)).nan_to_num(math.inf).min()
+    """The mean loss of the last 30 steps at the best of the rates TRIED."""
+    return losses(build, batches, *TRIED)[-30:].mean((0, 2)).nan_to_num(math.inf).min()
 
 
 def blind_diagnosis() -> Game:
@@ -291,7 +291,7 @@ def blind_diagnosis() -> Game:
         "the loss at step 0": 32,
         "a checkup": 64,
         "one batch by heart": 90 * 32,
-        "against a network that sees nothing": 2 * len(RATES) * 80 * 32,
+        "against a network that sees nothing": 2 * len(TRIED) * 80 * 32,
     }
     answers = [answered(build, path, one, fresh, vocabulary) for build, path, *_ in WARD.values()]
     checks = [Check(label, cost, [a[k] for a in answers]) for k, (label, cost) in enumerate(costs.items())]
