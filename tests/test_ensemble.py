@@ -437,6 +437,8 @@ def test_inputs_that_are_tried_are_features_and_blocks_of_symbols_of_the_size_of
     few = nn.Sequential(Embedding(5, 3, generator=g), Flatten(), Linear(9, 4, generator=g))
     assert {int(x.max()) for x in ensemble._inputs(few, 50, generator=g) if not x.is_floating_point()} == {4}
     assert next(ensemble._inputs(nn.Sequential(BatchNorm1d(4)), 5, generator=g)).shape == (5, 4)
+    of_one_axis = [x.shape for x in ensemble._inputs(nn.Sequential(BatchNorm1d(4)), 5, generator=g)][2:]
+    assert of_one_axis == [(5, block) for block in range(1, 9)]
     assert list(ensemble._inputs(nn.Sequential(Flatten()), 5, generator=generator(0, "probe"))) == []
 
 
