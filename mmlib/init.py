@@ -17,7 +17,7 @@ _FANS: dict[str, Callable[[int, int], float]] = {
     "one": lambda fan_out, fan_in: 1,
 }
 _LAWS: dict[str, Callable[[tuple[int, int], torch.Generator], Tensor]] = {
-    "normal": lambda shape, generator: torch.randn(shape, generator=generator),
+    "normal": lambda shape, generator: rng.normal(*shape, generator=generator),
     "uniform": lambda shape, generator: (2 * torch.rand(shape, generator=generator) - 1) * math.sqrt(3),
 }
 

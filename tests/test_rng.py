@@ -1,3 +1,4 @@
+import hashlib
 import subprocess
 import sys
 
@@ -34,6 +35,30 @@ def test_first_draws_are_pinned():
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("shape", [(1,), (15,), (16,), (17,), (3, 5, 7), (27, 10), (200, 30), (0, 4)], ids=str)
+def test_normal_draws_are_those_of_torch_to_its_rounding(shape):
+    ours, theirs = rng.generator(0, "weights"), rng.generator(0, "weights")
+    torch.testing.assert_close(
+        rng.normal(*shape, generator=ours), torch.randn(shape, generator=theirs), rtol=0, atol=2e-6
+    )
+    assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_normal_draws_are_the_same_bits_on_every_processor():
+    draws = rng.normal(1000, generator=rng.generator(0, "weights"))
+    assert draws.dtype == torch.float32
+    assert hashlib.sha256(draws.numpy().tobytes()).hexdigest()[:16] == "234634ee7d2fb586"
+
+
+def test_normal_draws_of_another_default_dtype_are_torch_s():
+    torch.set_default_dtype(torch.float64)
+    try:
+        ours = rng.normal(100, generator=rng.generator(0, "weights"))
+        assert torch.equal(ours, torch.randn(100, generator=rng.generator(0, "weights")))
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_another_process_draws_the_same():
