@@ -263,7 +263,7 @@ WARD = {
     ),
 }
 HIDDEN = (4, 1, 3, 0, 5, 2)
-TRIED = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+TRIED = (0.03, 0.1, 0.3, 1.0, 3.0, 30.0)
 
 
 def losses(build: Callable[[int], nn.Sequential], batches: list[Examples], *rates: float) -> Tensor:
