@@ -47,7 +47,7 @@ class Activation:
 
     @cached_property
     def gain(self) -> float:
-        """1 / sqrt(E phi(Z)^2), Z ~ N(0, 1): the factor on a unit-variance input's weights that keeps E h^2 = 1.
+        """The factor on weights that keeps E h^2 = 1 for inputs of variance 1, which is 1 / sqrt(E phi(Z)^2), Z ~ N(0, 1).
 
         He et al. (2015), section 2.2, for ReLU, where it is sqrt 2; here the same expectation for any phi.
         """
@@ -55,7 +55,7 @@ class Activation:
 
     @cached_property
     def backward_gain(self) -> float:
-        """1 / sqrt(E phi'(Z)^2): the factor that keeps the gradient's scale instead; infinite for a step."""
+        """The factor that keeps the gradient's scale instead, which is 1 / sqrt(E phi'(Z)^2); infinite for a step."""
         square = expectation(lambda z: self.derivative(z) ** 2)
         return 1 / math.sqrt(square) if square else math.inf
 

@@ -32,7 +32,7 @@ class Ensemble(nn.Sequential):
         """Raises TypeError: a layer has to be in each model before they are stacked."""
         raise TypeError("ensemble: a stack takes no further layer; add one to each model and stack them again")
 
-    insert = append  # type: ignore[assignment]
+    insert = __setitem__ = __iadd__ = append  # type: ignore[assignment]
 
     def extra_repr(self) -> str:
         return f"replicas={self.replicas}"
@@ -46,7 +46,8 @@ def _check_same(models: Sequence[nn.Sequential]) -> None:
         if type(model).forward is not nn.Sequential.forward:
             raise TypeError(f"models[{r}]: {type(model).__name__} has a forward of its own, which would be lost")
         for name, module in model.named_modules():
-            if any(getattr(module, hooks) for hooks in _HOOKS):
+            of_parameters = (p._backward_hooks for p in module.parameters(recurse=False))
+            if any(getattr(module, hooks) for hooks in _HOOKS) or any(of_parameters):
                 raise ValueError(f"models[{r}]: {name or 'it'} has a hook; remove it, and register it on the stack")
         if repr(model) != repr(models[0]):
             raise ValueError(f"models[{r}] has another architecture than models[0]:\n{model}\nis not\n{models[0]}")

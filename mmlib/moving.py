@@ -334,7 +334,7 @@ class Moving(_Output):
 
     @property
     def table(self) -> list[list[str]]:
-        """The numbers in words: a head, then a row for values of the first control, the others as at the start."""
+        """The numbers in words, a head and then a row for values of the first control, the others as at the start."""
         key, control = next(iter(self.controls.items()))
         step = max(1, math.ceil((len(control.values) - 1) / (_ROWS - 1)))
         rows = sorted({*range(0, len(control.values), step), control.first, len(control.values) - 1})

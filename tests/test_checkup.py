@@ -2,6 +2,7 @@ import copy
 import gc
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -820,6 +821,12 @@ def test_bad_input_is_an_error_in_words(change, error, message):
 def test_a_learning_rate_is_positive(lr):
     with pytest.raises(ValueError, match="lr: a positive number is needed"):
         checkup(stock(), *blobs(), CROSS_ENTROPY, lr=lr)
+
+
+@pytest.mark.parametrize("lr", [np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5])], ids=repr)
+def test_a_learning_rate_may_be_a_number_of_numpy_or_torch(lr):
+    model, batch = stock(), blobs()
+    assert str(checkup(model, *batch, CROSS_ENTROPY, lr=lr)) == str(checkup(model, *batch, CROSS_ENTROPY, lr=0.5))
 
 
 def test_a_stacked_model_has_a_loss_for_each():

@@ -336,10 +336,19 @@ def test_layers_of_torch_that_work_on_the_last_axes_are_stacked(layer, symbols):
         torch.testing.assert_close(y[r], model(x[r]))
 
 
-@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda layer: layer.register_forward_hook,
+        lambda layer: layer.register_forward_pre_hook,
+        lambda layer: layer.register_full_backward_hook,
+        lambda layer: layer.register_full_backward_pre_hook,
+        lambda layer: layer.weight.register_hook,
+    ],
+)
 def test_a_hook_is_refused(register):
     models = [small(0), small(1)]
-    getattr(models[0].linear1, register)(lambda *_: None)
+    register(models[0].linear1)(lambda *_: None)
     with pytest.raises(ValueError, match=r"models\[0\]: linear1 has a hook; remove it"):
         stack(models)
 
@@ -399,7 +408,13 @@ def test_the_number_of_replicas_is_read_off(symbols):
     assert pickle.loads(pickle.dumps(many)).replicas == 3 and isinstance(many[:3], Ensemble)
     with pytest.raises(ValueError, match="ensemble: no layer has a parameter or buffer"):
         _ = many[1:2].replicas
-    for add in (many.append, lambda layer: many.insert(0, layer), lambda layer: many.extend([layer])):
+    for add in (
+        many.append,
+        many.__iadd__,
+        lambda layer: many.insert(0, layer),
+        lambda layer: many.extend([layer]),
+        lambda layer: many.__setitem__(0, layer),
+    ):
         with pytest.raises(TypeError, match="ensemble: a stack takes no further layer"):
             add(Flatten())
     assert len(many) == 7

@@ -116,6 +116,11 @@ def test_an_orthogonal_matrix_has_orthonormal_rows_or_columns(fan_out, fan_in, g
     assert float(w.square().mean().sqrt()) == pytest.approx(scheme.std(fan_out, fan_in), rel=1e-6)
 
 
+def test_an_orthogonal_matrix_is_as_orthogonal_as_its_dtype_can_tell():
+    w = draw(Orthogonal(), 200, 200).double()  # decomposed in float32 it is 30 times as far off
+    torch.testing.assert_close(w @ w.T, torch.eye(200, dtype=torch.float64), rtol=0, atol=1e-7)
+
+
 def test_orthogonal_matrices_favour_no_direction():
     first = torch.stack([draw(Orthogonal(), 2, 2, seed=s)[0] for s in range(400)]).double()
     assert bool((first.mean(0).abs() < 4 * math.sqrt(0.5 / 400)).all())
@@ -190,6 +195,7 @@ def test_a_matrix_without_rows_or_columns_is_refused(scheme, fans, name):
 
 
 # Edges
+
 
 @pytest.mark.parametrize("scheme", [LECUN, VarianceScaling(law="uniform"), Orthogonal(1.5)], ids=repr)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -371,6 +371,8 @@ def test_equal_inputs_stay_equal_and_odd_functions_keep_opposite_ones():
         for q in (1e-3, 1.0, 400.0):
             assert correlation_map(1.0, q, activation, 1.0) == pytest.approx(1, abs=1e-12)
     assert correlation_map(-1.0, 2.0, TANH, 1.0) == pytest.approx(-1, abs=1e-12)
+    for q in (0.5, 1.0, 2.0, 4.0, 8.0):  # so that it can be applied again
+        assert abs(correlation_map(1.0, q, TANH, 1.0)) <= 1 and abs(correlation_map(-1.0, q, TANH, 1.0)) <= 1
     assert correlation_map(-1.0, 2.0, RELU, 1.0) == pytest.approx(0, abs=1e-12)
 
 

@@ -90,6 +90,10 @@ def test_streams_are_uncorrelated(a, b):
     assert abs(float(x.mean())) < 4 / n**0.5
 
 
+def test_a_seed_and_its_negative_are_two():
+    assert len({rng.generator(seed, "weights").initial_seed() for seed in (-2, -1, 0, 1, 2)}) == 5
+
+
 def test_seeds_fit_what_a_generator_takes():
     for seed in (-1, 0, 2**100):
         assert 0 <= rng.generator(seed, "x").initial_seed() < 2**63

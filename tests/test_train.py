@@ -464,6 +464,13 @@ def test_evaluation_in_chunks_is_one_pass(at_once, corpus, monkeypatch):
     assert got == pytest.approx(F.cross_entropy(model(data.contexts), data.targets).item(), rel=1e-13)
 
 
+def test_evaluation_adds_up_in_float64(corpus):
+    models = [mlp(r).float() for r in range(3)]
+    got = evaluate(stack(models), corpus.dev)
+    assert got.dtype == torch.float64
+    assert got.tolist() == pytest.approx([evaluate(model, corpus.dev) for model in models], rel=1e-6)
+
+
 @pytest.mark.parametrize("at_once", [1, 7, 100, 10**6])
 def test_stacked_models_are_evaluated_as_each(at_once, corpus, monkeypatch):
     data = Examples(*(x[:500] for x in corpus.dev))

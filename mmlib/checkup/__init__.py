@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmlib.checkup import gradient, loss, modes, signal, step, structure, targets
 from mmlib.checkup.compare import Comparison, compare
@@ -31,7 +31,7 @@ def checkup(
     targets: Any,
     loss_fn: Callable[..., Any],
     *,
-    lr: float | None = None,
+    lr: float | Tensor | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     ignore: str | Iterable[str] = (),
 ) -> Report:

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -74,7 +75,7 @@ class Record(NamedTuple):
         return bool(self.terms) and self.loss < 0.7 * uniform
 
 
-def _check(model: nn.Module, lr: float | None) -> None:
+def _check(model: nn.Module, lr: object) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("model: a scripted or traced model cannot be looked into; pass the module it was made from")
     if not isinstance(model, nn.Module):
@@ -98,7 +99,7 @@ def _check(model: nn.Module, lr: float | None) -> None:
         if where:
             reason = f"{where} is not registered: keep layers in nn.ModuleList, tensors as nn.Parameter"
         raise ValueError(f"model: {type(model).__name__} has no parameters; {reason}")
-    if lr is not None and not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
+    if lr is not None and not (isinstance(lr, (float, Real)) and 0 < float(lr) < math.inf):
         raise ValueError(f"lr: a positive number is needed, got {lr!r}")
 
 
@@ -127,7 +128,7 @@ def record(
     inputs: Any,
     targets: Any,
     loss_fn: Callable[..., Any],
-    lr: float | None = None,
+    lr: float | Tensor | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> Record:
     """The loss of one batch and its gradient, in the model's present mode, with everything seen on the way.
@@ -137,7 +138,8 @@ def record(
     where. Raises TypeError for a model that is no module or is scripted, or a loss that is no tensor, ValueError for a
     model without parameters, a loss that is not one number, or a learning rate that is not positive.
     """
-    _check(model, lr)
+    rate = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+    _check(model, rate)
     if optimizer is not None:
         check_optimizer(optimizer, model)
     with ExitStack() as stack:
@@ -147,7 +149,7 @@ def record(
         given, expected = fresh(inputs), fresh(targets)
         kept = stack.enter_context(as_found(model, loss_fn))
         stack.enter_context(torch.enable_grad())
-        return _record(model, given, expected, loss_fn, lr, optimizer, kept)._replace(inputs=named(inputs))
+        return _record(model, given, expected, loss_fn, rate, optimizer, kept)._replace(inputs=named(inputs))
 
 
 def _record(
@@ -155,7 +157,7 @@ def _record(
     given: Any,
     expected: Any,
     loss_fn: Callable[..., Any],
-    lr: float | None,
+    lr: Any,
     optimizer: torch.optim.Optimizer | None,
     kept: AsFound,
 ) -> Record:
