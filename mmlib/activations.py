@@ -47,7 +47,7 @@ class Activation:
 
     @cached_property
     def gain(self) -> float:
-        """The factor on weights that keeps E h^2 = 1 for inputs of variance 1, which is 1 / sqrt(E phi(Z)^2), Z ~ N(0, 1).
+        """The factor on weights that keeps E h^2 = 1 for inputs of variance 1, 1 / sqrt(E phi(Z)^2) with Z ~ N(0, 1).
 
         He et al. (2015), section 2.2, for ReLU, where it is sqrt 2; here the same expectation for any phi.
         """
