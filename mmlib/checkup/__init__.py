@@ -67,7 +67,7 @@ def checkup(
             row.shape,
             row.rms,
             row.flat,
-            None if row.dead is None else row.dead.double().mean().item(),
+            None if row.dead is None else row.dead.float().mean().item(),
             row.gradient,
             step.grad_data(seen, row),
             step.update_data(seen, row),

@@ -108,7 +108,7 @@ def _first_loss(seen: Record) -> Found:
     limit = sum(t.uniform + _room(t) * (1 + 3 / math.sqrt(_independent(seen, t.target.numel()))) for t in terms)
     if not terms or uniform <= 0:  # constant targets, which say nothing of the scale
         return
-    spread, kinds = terms[-1].prediction.double().std(correction=0).item(), {t.function for t in terms}
+    spread, kinds = terms[-1].prediction.cpu().double().std(correction=0).item(), {t.function for t in terms}
     if spread >= 4 and kinds <= LABELS | BINARY:  # beyond what chance allows as it is
         limit = sum(t.uniform + _room(t) for t in terms)
     if value <= limit:

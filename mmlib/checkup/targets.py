@@ -86,9 +86,9 @@ def _range(seen: Record) -> Found:
         if term.function not in REGRESSION or term.passed not in _RANGES or not term.target.numel():
             continue
         low, high = _RANGES[term.passed]
-        t = term.target.double()
+        t = term.target.cpu().double()
         room = 0.02 * max(t.std(correction=0).item(), 1e-6)
-        out = ((t < low - room) | (t > high + room)).double().mean().item()
+        out = ((t < low - room) | (t > high + room)).float().mean().item()
         if out > 0.01:
             measured = (
                 f"the predictions come out of {term.passed}, {low:g} to {high:g}; {out:.0%} of the targets lie beyond, "
@@ -155,7 +155,7 @@ def _target_scale(seen: Record) -> Found:
         if term.function not in REGRESSION:
             continue
         target, predicted = _size(term.target), _size(term.prediction)
-        spread = term.target.double().std(correction=0).item() if term.target.numel() > 1 else target
+        spread = term.target.cpu().double().std(correction=0).item() if term.target.numel() > 1 else target
         if target > _LARGE and predicted < target / _LARGE:
             measured = f"targets of rms {target:.3g}, predictions of rms {predicted:.3g}: too large"
             how = "thousands of steps go into the size alone, and the gradient has the size of the targets"
@@ -173,4 +173,4 @@ _LARGE = 30
 
 
 def _size(x: Tensor) -> float:
-    return x.double().square().mean().sqrt().item() if x.numel() else 0.0
+    return x.cpu().double().square().mean().sqrt().item() if x.numel() else 0.0
