@@ -46,7 +46,7 @@ export OMP_NUM_THREADS MKL_NUM_THREADS
 export MALLOC_MMAP_THRESHOLD_ := 33554432
 export MALLOC_TRIM_THRESHOLD_ := 2147483648
 
-.PHONY: help env book test test-noise test-portable faults execute reproduce serve check lighthouse pdf zip lint clean distclean mutation
+.PHONY: help env book test test-noise test-portable faults execute reproduce benchmark serve check lighthouse pdf zip lint clean distclean mutation
 
 help:
 	@echo 'make book            install what is needed, execute the chapters, build the site'
@@ -62,6 +62,7 @@ help:
 	@echo 'make faults          faults planted in the library, each to be seen by a unit test and by a chapter (NAMES=...)'
 	@echo 'make mutation        the library changed in one place at a time: which changes no test sees (MODULES="init norm")'
 	@echo 'make reproduce       the published reference run at full length: half an hour on two cores'
+	@echo 'make benchmark       what a training step costs, beside a plain loop and bare products: two minutes'
 	@echo 'make lint            ruff over code and notebooks, types of the library'
 	@echo 'make clean           remove the built site and caches; make distclean also removes .venv'
 
@@ -141,6 +142,10 @@ execute: env
 # Not part of any other target. It stores the figures that the chapter on the reference run reads.
 reproduce: env
 	@$(BIN)/python reproduction/run.py $(PROCESSES)
+
+# With the memory settings above, as everything else here runs.
+benchmark: env
+	@$(BIN)/python benchmarks/training.py $(ARGS)
 
 serve: env
 	@test -e $(SITE)/index.html || { echo 'There is no site yet: make book' >&2; exit 1; }

@@ -1,7 +1,7 @@
 """What a training step costs: mmlib, one model or many stacked, beside a plain loop, torch.nn and bare matrix products.
 
-    python benchmarks/training.py            the table of ratios (about four minutes)
-    python benchmarks/training.py --figure   also how cost grows with R, width, depth and batch: benchmarks/training.png
+    make benchmark                  the table of ratios (about two minutes)
+    make benchmark ARGS=--figure    also how cost grows with R, width, depth and batch: benchmarks/training.png
 
 One thread, processor time. All variants take turns in every round, and a ratio is the median over rounds of the ratios
 within a round, so that it holds when the machine's speed drifts. A model-step is one step of one model: R stacked
