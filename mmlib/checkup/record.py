@@ -75,7 +75,7 @@ class Record(NamedTuple):
         return bool(self.terms) and self.loss < 0.7 * uniform
 
 
-def _check(model: nn.Module, lr: object) -> None:
+def _check(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("model: a scripted or traced model cannot be looked into; pass the module it was made from")
     if not isinstance(model, nn.Module):
@@ -99,8 +99,15 @@ def _check(model: nn.Module, lr: object) -> None:
         if where:
             reason = f"{where} is not registered: keep layers in nn.ModuleList, tensors as nn.Parameter"
         raise ValueError(f"model: {type(model).__name__} has no parameters; {reason}")
-    if lr is not None and not (isinstance(lr, (float, Real)) and 0 < float(lr) < math.inf):
+
+
+def _rate(lr: Any) -> float | None:
+    rate = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
+    if rate is None:
+        return None
+    if not isinstance(rate, (float, Real)) or not 0 < float(rate) < math.inf:
         raise ValueError(f"lr: a positive number is needed, got {lr!r}")
+    return float(rate)
 
 
 def _loss(loss_fn: Callable[..., Any], outputs: Any, targets: Any) -> Tensor:
@@ -138,8 +145,8 @@ def record(
     where. Raises TypeError for a model that is no module or is scripted, or a loss that is no tensor, ValueError for a
     model without parameters, a loss that is not one number, or a learning rate that is not positive.
     """
-    rate = lr.item() if isinstance(lr, Tensor) and lr.numel() == 1 else lr
-    _check(model, rate)
+    _check(model)
+    rate = _rate(lr)
     if optimizer is not None:
         check_optimizer(optimizer, model)
     with ExitStack() as stack:
@@ -157,7 +164,7 @@ def _record(
     given: Any,
     expected: Any,
     loss_fn: Callable[..., Any],
-    lr: Any,
+    lr: float | None,
     optimizer: torch.optim.Optimizer | None,
     kept: AsFound,
 ) -> Record:
