@@ -153,24 +153,26 @@ def _prove(models: Sequence[nn.Sequential], probe: Tensor | None) -> None:
 
     The batch is longer than R, so that no axis of one passes for the other; of 64 or so for layers that cut it up.
     """
-    n = len(models)
+    # The same model again shows nothing new, but for the second, since one alone might broadcast over any axis.
+    places = [r for r, model in enumerate(models) if r < 2 or model not in models[:r]]
+    n = len(places)
     for dtype, rows in product((torch.float64, None), (n + 1, 64 * (n // 64 + 1))):
         g = generator(0, "probe")
         with torch.random.fork_rng():
-            copies = [_disturbed(model, dtype, generator=g) for model in models]
+            copies = [_disturbed(models[r], dtype, generator=g) for r in places]
             for one in _inputs(copies[0], rows, generator=g) if probe is None else [probe]:
                 try:
                     copy.deepcopy(copies[0])(one)
                 except Exception:
                     continue
-                _compare(copies, [one[torch.randperm(len(one), generator=g)] for _ in models])
+                _compare(copies, [one[torch.randperm(len(one), generator=g)] for _ in copies], places)
                 return
     raise ValueError(
         "models: no input that models[0] takes was found to prove the stack on; give one: stack(models, probe=contexts)"
     )
 
 
-def _compare(models: Sequence[nn.Sequential], inputs: list[Tensor]) -> None:
+def _compare(models: Sequence[nn.Sequential], inputs: list[Tensor], places: Sequence[int]) -> None:
     x = torch.stack(inputs)
     for name, layer in _stacked(models).named_children():
         kind = f"{name}: {type(layer).__name__}"
@@ -179,20 +181,23 @@ def _compare(models: Sequence[nn.Sequential], inputs: list[Tensor]) -> None:
             x = layer(x)
         except Exception as error:
             raise TypeError(f"{kind} does not take a leading axis of {len(models)} models: {error}") from error
-        for r, one in enumerate(inputs):
-            if x.shape[1:] != one.shape or not _close(x[r], one):
+        alike = [x.shape == (len(inputs), *one.shape) for one in inputs]
+        for r, agree in zip(places, _close(x, torch.stack(inputs)) if all(alike) else alike, strict=True):
+            if not agree:
                 raise ValueError(
                     f"{kind} gives models[{r}] another result in the stack than alone: its function differs from that "
                     "in models[0], or it does not work on the last axes alone"
                 )
 
 
-def _close(x: Tensor, y: Tensor) -> bool:
-    if not x.is_floating_point():
-        return torch.equal(x, y)
-    largest = y[y.isfinite()].abs().amax().item() if y.isfinite().any() else 0.0
-    tolerance = math.sqrt(torch.finfo(y.dtype).eps) * largest
-    return torch.allclose(x, y, rtol=0, atol=tolerance, equal_nan=True)
+def _close(x: Tensor, y: Tensor) -> list[bool]:
+    """For each model whether its numbers agree, measured by the largest of them that is finite."""
+    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
+    same = (x == y) | (x.isnan() & y.isnan())
+    if y.is_floating_point() and y.numel():
+        largest = y.where(y.isfinite(), 0.0).abs().amax(1, keepdim=True)
+        same |= (x - y).abs() <= math.sqrt(torch.finfo(y.dtype).eps) * largest
+    return same.all(1).tolist()
 
 
 def unstack(ensemble: Ensemble) -> list[nn.Sequential]:

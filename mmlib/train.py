@@ -91,7 +91,7 @@ def descend(
         if finite.still is not None or not finite.of_all(total.item(), grads):
             loss, grads = finite.held(index, batch, loss, grads)
         if isinstance(rate, Tensor):
-            torch._foreach_sub_(values, [grad * _per_replica(rate, grad) for grad in grads])
+            torch._foreach_addcmul_(values, grads, [_per_replica(rate, grad) for grad in grads], value=-1)
         else:
             torch._foreach_sub_(values, grads, alpha=rate)
         yield Step(index, rate, loss, parameters, dict(zip(parameters, grads, strict=True)))

@@ -475,15 +475,49 @@ def test_the_batch_that_is_tried_is_longer_than_the_stack_in_float64_first(count
 
 
 def test_results_are_compared_as_far_as_their_rounding():
+    def close(x, y):
+        (agree,) = ensemble._close(x[None], y[None])
+        return agree
+
     x = torch.tensor([3.0, 4.0])
-    assert ensemble._close(x, x * (1 + 1e-4)) and not ensemble._close(x, x * (1 + 1e-3))
-    assert ensemble._close(1e6 * x, 1e6 * x + 100) and not ensemble._close(x, x + 0.01)
-    assert not ensemble._close(1e-6 * x, 0 * x)
+    assert close(x, x * (1 + 1e-4)) and not close(x, x * (1 + 1e-3))
+    assert close(1e6 * x, 1e6 * x + 100) and not close(x, x + 0.01)
+    assert not close(1e-6 * x, 0 * x)
     odd = torch.tensor([math.nan, math.inf, 1.0])
-    assert ensemble._close(odd, odd) and not ensemble._close(odd, torch.tensor([0.0, math.inf, 1.0]))
-    assert ensemble._close(odd[:2], odd[:2]) and not ensemble._close(odd[:1], torch.tensor([math.inf]))
+    assert close(odd, odd) and not close(odd, torch.tensor([0.0, math.inf, 1.0]))
+    assert close(odd[:2], odd[:2]) and not close(odd[:1], torch.tensor([math.inf]))
     whole = torch.arange(3)
-    assert ensemble._close(whole, whole.clone()) and not ensemble._close(whole, whole + 1)
+    assert close(whole, whole.clone()) and not close(whole, whole + 1)
+    assert close(torch.tensor(2.0), torch.tensor(2.0)) and close(x[:0], x[:0])
+    large_and_small = torch.stack([1e6 * x, x])
+    assert ensemble._close(large_and_small, large_and_small + 1) == [True, False]
+
+
+def test_a_model_that_comes_again_is_proved_once_and_named_by_its_first_place():
+    class Doubles(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, x):
+            tried.append(tuple(x.shape[:-1]))
+            return self.factor * x
+
+    tried = []
+    once, twice = (nn.Sequential(Linear(2, 2, generator=generator(0, "w")), Doubles(k)) for k in (1, 2))
+    assert stack([once] * 5).replicas == 5
+    assert (2, 3) in tried and (5, 6) not in tried  # two of them in the stack of the proof, a batch of three
+    with pytest.raises(ValueError, match=r"models\[3\] another result"):
+        stack([once, once, once, twice, twice])
+
+
+def test_one_model_many_times_is_proved_with_a_leading_axis():
+    class First(nn.Module):
+        def forward(self, x):
+            return x - x[0]
+
+    with pytest.raises(ValueError, match="another result in the stack than alone"):
+        stack([nn.Sequential(Linear(2, 2, generator=generator(0, "w")), First())] * 4)
 
 
 def test_probe_and_generators_are_given_by_name():
