@@ -486,6 +486,7 @@ def test_results_are_compared_as_far_as_their_rounding():
     odd = torch.tensor([math.nan, math.inf, 1.0])
     assert close(odd, odd) and not close(odd, torch.tensor([0.0, math.inf, 1.0]))
     assert close(odd[:2], odd[:2]) and not close(odd[:1], torch.tensor([math.inf]))
+    assert not close(1e-6 * odd[::2], 2e-6 * odd[::2])
     whole = torch.arange(3)
     assert close(whole, whole.clone()) and not close(whole, whole + 1)
     assert close(torch.tensor(2.0), torch.tensor(2.0)) and close(x[:0], x[:0])
@@ -511,13 +512,18 @@ def test_a_model_that_comes_again_is_proved_once_and_named_by_its_first_place():
         stack([once, once, once, twice, twice])
 
 
-def test_one_model_many_times_is_proved_with_a_leading_axis():
-    class First(nn.Module):
-        def forward(self, x):
-            return x - x[0]
+@pytest.mark.parametrize("times", [2, 4])
+def test_one_model_many_times_is_proved_with_a_leading_axis(times):
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.g = nn.Parameter(torch.ones(2))
 
-    with pytest.raises(ValueError, match="another result in the stack than alone"):
-        stack([nn.Sequential(Linear(2, 2, generator=generator(0, "w")), First())] * 4)
+        def forward(self, x):
+            return self.g * x  # in a stack of one, too
+
+    with pytest.raises(TypeError, match="does not take a leading axis of 2 models"):
+        stack([nn.Sequential(Linear(2, 2, generator=generator(0, "w")), Scale())] * times)
 
 
 def test_probe_and_generators_are_given_by_name():
