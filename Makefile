@@ -182,4 +182,4 @@ clean:
 	rm -rf _build .cache .pytest_cache
 
 distclean: clean
-	rm -rf .venv mmlib.egg-info
+	rm -rf .venv mmlib.egg-info reproduction/*.egg-info
