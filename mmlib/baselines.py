@@ -57,6 +57,8 @@ def counting_loss(seen: Examples, data: Examples, order: int, *, tokens: int, sm
     """
     if not 0 < smoothing < math.inf:
         raise ValueError(f"smoothing: a positive number is needed, got {smoothing}")
+    if not data.targets.numel():
+        raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
     largest = max((int(x.max()) for x in (*seen, *data) if x.numel()), default=0)
     if largest >= tokens:
         raise ValueError(f"tokens: symbol {largest} is outside the vocabulary, 0 to {tokens - 1}")

@@ -170,7 +170,8 @@ def compare(
     whose loss becomes nan or infinite is left out from there on and its loss is infinite from the next budget on.
 
     Without `curves`, judging seeds are trained only at the rates that are chosen, of which a budget has one: everything
-    but `Comparison.curve` is the same, for less than half of the runs where four rates and as many seeds choose.
+    but `Comparison.curve` is the same, for half of the runs where four rates, four seeds to choose, eight to judge and
+    one budget meet.
 
     Raises ValueError if there is no recipe, rates do not ascend from above 0, a seed occurs twice or fewer than two
     judge, or budgets are no whole numbers that ascend from 1; TypeError for a recipe that builds nothing.

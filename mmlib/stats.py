@@ -89,7 +89,7 @@ def update_ratios(step: Step) -> dict[str, Tensor]:
 
 
 def distances(step: Step, reference: Sequence[int]) -> Tensor:
-    """|theta_r - theta_s| / |theta_s| over all parameters, for R stacked models and s = reference[r]: shape (R,).
+    """|theta_r - theta_s| / |theta_s| over what is trained, for R stacked models and s = reference[r]: shape (R,).
 
     Raises ValueError unless the step is of stacked models and `reference` names one of them for each.
 

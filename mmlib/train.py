@@ -210,7 +210,7 @@ def train(
 
     `probe` is asked after every `every`-th step, the first included, and gives numbers by name. `progress` shows a bar
     to a person who watches, and writes nothing otherwise. With `after`, the history of earlier steps, the run goes on:
-    steps count from there, what diverged stands still, and the result tells of both.
+    steps count from there, what diverged stands still, and the result tells of both; if all did, it is that history.
 
     An interruption from the keyboard ends the run after the step that is under way, and the history until then is
     returned; as it is when the model, or every one of several, diverges. One of several that does stands still.
@@ -232,6 +232,8 @@ def train(
     total = len(batches) if isinstance(batches, Sized) else None
     before = after or History(Recorder("loss").series(), Recorder("lr").series(), {}, "done", {})
     start, diverged = len(before.loss.steps), dict(before.diverged)
+    if len(diverged) == (model.replicas if isinstance(model, Ensemble) else 1):
+        return before  # there is nothing that could go on
     losses, rates = Recorder("loss", before.loss), Recorder("lr", before.lr)
     probed = {name: Recorder(f"probe: {name!r}", series) for name, series in before.probes.items()}
 

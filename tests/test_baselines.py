@@ -135,5 +135,9 @@ def test_counts_of_nothing_and_of_negative_symbols_are_refused():
     none = Examples(torch.zeros(0, 2, dtype=torch.long), torch.zeros(0, dtype=torch.long))
     with pytest.raises(ValueError, match=r"data: targets of shape \(n,\) with n > 0 are needed, got \(0,\)"):
         counting_floor(none, 1)
+    one = Examples(torch.tensor([[1, 2]]), torch.tensor([1]))
+    with pytest.raises(ValueError, match=r"data: targets of shape \(n,\) with n > 0 are needed, got \(0,\)"):
+        counting_loss(one, none, 1, tokens=27)
+    assert counting_loss(none, one, 1, tokens=27) == pytest.approx(math.log(27))
     with pytest.raises(ValueError, match="data: symbols of 0 or more are needed, got a negative one"):
         counting_floor(Examples(torch.tensor([[-1, 2]]), torch.tensor([1])), 1)

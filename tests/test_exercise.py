@@ -48,6 +48,21 @@ def test_anything_else_is_one_sentence_and_no_exception(name, answer):
     assert " at 0x" not in said, "an address is another on every machine"
 
 
+@pytest.mark.parametrize(
+    "name, answer, right",
+    [
+        ("ex-08-collapse", lambda model: model, False),
+        ("ex-08-parity", lambda s: s % 2, False),
+        ("ex-10-decay", lambda eta, decay: math.sqrt(1 - (1 - eta * decay) ** 2), True),
+        ("ex-10-decay", lambda eta, decay: math.sqrt((1 - eta * decay) ** -2 - 1), True),
+        ("ex-12-registered", {"a", "d.x", "e.weight", "e.bias", "f.weight", "f.bias"}, False),
+    ],
+)
+def test_answers_that_a_reader_gave(name, answer, right):
+    said = verdict(name, answer)
+    assert said.endswith(": right.") == right and "cannot be read" not in said
+
+
 def labels(prose):
     return set(re.findall(r"^:label: (ex-\S+)", prose, re.MULTILINE))
 

@@ -651,6 +651,19 @@ def test_when_all_replicas_have_diverged_the_run_ends(corpus):
     assert history.ended == "diverged" and sorted(history.diverged) == [0, 1] and len(history.loss.steps) < 10
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_run_of_which_all_has_diverged_does_not_go_on(replicas, corpus):
+    models = [small(r, norm=BatchNorm1d, activation=RELU) for r in range(replicas)]
+    model, rows = (stack(models), replicas) if replicas > 1 else (models[0], None)
+    before = train(model, draws(corpus, 50, rows), lr=1e30)
+    assert before.ended == "diverged"
+    kept = numbers(model)
+    after = train(model, draws(corpus, 5, rows), lr=0.1, after=before)
+    assert after.ended == "diverged" and after.diverged == before.diverged
+    assert torch.equal(after.loss.values, before.loss.values)
+    torch.testing.assert_close(numbers(model), kept, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_sum_of_losses_that_overflows_is_no_divergence(corpus):
     def stacked():
         models = [small(r) for r in range(2)]

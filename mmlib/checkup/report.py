@@ -56,7 +56,7 @@ class Report(Sequence[Finding]):
 
     `loss` is the loss at this point, `uniform` that of an uninformed guess, None for a loss function that is not known.
     `gradient_growth` is the factor by which the gradient's norm changes per layer on its way back, None below four
-    layers. `unseen` says what could not be looked into.
+    layers before the output. `unseen` says what could not be looked into.
     """
 
     model: str

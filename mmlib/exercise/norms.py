@@ -30,7 +30,7 @@ class _Norm(BatchNorm1d):
                 self.running_var += a * (x.var(0, correction=0) * len(x) / n - self.running_var)
         if not (self.training or self.fault == "own batch"):
             mean, var = self.running_mean, self.running_var
-        return self.weight * (x - mean) / (var + 1e-5).sqrt() + self.bias
+        return self.weight * (x - mean) / (var + (self.fault != "no eps") * 1e-5).sqrt() + self.bias
 
 
 def _faulty(fault: str) -> type[nn.Module]:
@@ -46,7 +46,9 @@ def _over_steps(answer, features: int) -> dict[str, Tensor]:
     for mode in ("training", "training", "evaluation", "evaluation"):
         layer.train(mode == "training")
         x, cotangent = (torch.randn(8, features, generator=g).double() for _ in range(2))
-        x = (3 * x + 2).requires_grad_()
+        x = 3 * x + 2
+        x[:, 0] *= 1e-3  # where epsilon counts
+        x.requires_grad_()
         y = layer(x)
         seen[f"the output in {mode}"] = y
         seen[f"dL/dx in {mode}"] = torch.autograd.grad(y, x, cotangent)[0]
@@ -135,6 +137,7 @@ _NORM = {
             ),
             "running_var records the biased variance; it takes the unbiased one.": _faulty("biased record"),
             "The running statistics move in evaluation too.": _faulty("moves"),
+            "Epsilon is left out of the variance.": _faulty("no eps"),
             "In evaluation it normalises with the batch's own statistics.": _faulty("own batch"),
             "momentum is the share of the new batch, 0.1, not that of the old record.": _faulty("momentum"),
         },
@@ -247,6 +250,7 @@ _BACKWARD = {
             "The relative step includes the rate: multiply by it.": lambda eta, d: math.sqrt(2 * d / eta),
         },
         "2 rate decay |w|^2 = rate^2 |gradient|^2.",
+        within=0.01,  # an exact balance, whichever of step and decay comes first, differs by less
     ),
     "ex-10-momentum": Function(
         "how much faster the norm grows, in units of rate^2 |v|^2, from rho",
@@ -406,7 +410,9 @@ _BLOCKS = {
             "b": "The product of a parameter is a tensor, and no parameter.",
             "c": "A tensor that asks for a gradient is no parameter.",
             "f.weight": "It is the same parameter as e.weight, and given once.",
+            "f.bias": "It is the same parameter as e.bias, and given once.",
             "g.layer.weight": "A layer in a dictionary of Python is not seen.",
+            "g.layer.bias": "A layer in a dictionary of Python is not seen.",
             "h": "A buffer is no parameter.",
             "k": "A buffer is no parameter, saved or not.",
         },

@@ -346,7 +346,7 @@ _CHAOS = {
         },
         "Compare what the two compute on examples, for instance their log-probabilities.",
         observe=lambda answer, a, b: (
-            "far" if (d := float(answer(a, b))) > 0.02 else "near 0" if d < 1e-4 else "between"
+            "over 0.02" if (d := float(answer(a, b))) > 0.02 else "near 0" if d < 1e-4 else "from 0.0001 to 0.02"
         ),
     ),
     "ex-15-edge": Function(
