@@ -8,13 +8,17 @@ from torch import Tensor
 from mmlib.examples import Examples
 
 
+def _check(data: Examples) -> None:
+    if data.targets.dim() != 1 or not len(data.targets):
+        raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
+
+
 def _symbols(data: Examples, order: int) -> tuple[Tensor, Tensor]:
     """The last `order` symbols of every context, as one number that stands for them, and the targets."""
     block_size = data.contexts.shape[-1]
     if not 0 <= order <= block_size:
         raise ValueError(f"order: 0 to block_size = {block_size} symbols of context are there, got {order}")
-    if data.targets.dim() != 1 or not len(data.targets):
-        raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
+    _check(data)
     contexts, targets = (x.long() for x in data)
     if min(int(contexts.min()), int(targets.min())) < 0:
         raise ValueError("data: symbols of 0 or more are needed, got a negative one")
@@ -57,8 +61,7 @@ def counting_loss(seen: Examples, data: Examples, order: int, *, tokens: int, sm
     """
     if not 0 < smoothing < math.inf:
         raise ValueError(f"smoothing: a positive number is needed, got {smoothing}")
-    if not data.targets.numel():
-        raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
+    _check(data)
     largest = max((int(x.max()) for x in (*seen, *data) if x.numel()), default=0)
     if largest >= tokens:
         raise ValueError(f"tokens: symbol {largest} is outside the vocabulary, 0 to {tokens - 1}")

@@ -77,6 +77,8 @@ def descend(
     leaves, values = list(parameters.values()), [p.detach() for p in parameters.values()]
     if not leaves:
         raise ValueError("model: no parameter requires a gradient, so that there is nothing to train")
+    if diverged and len(diverged) == (model.replicas if isinstance(model, Ensemble) else 1):
+        raise _Diverged(f"step {start}: no model is left to train, since earlier, at {diverged[min(diverged)]}")
     finite = _Finite(model, diverged)
     for index, batch in enumerate(batches, start):
         check_batch(model, batch)
@@ -232,8 +234,6 @@ def train(
     total = len(batches) if isinstance(batches, Sized) else None
     before = after or History(Recorder("loss").series(), Recorder("lr").series(), {}, "done", {})
     start, diverged = len(before.loss.steps), dict(before.diverged)
-    if len(diverged) == (model.replicas if isinstance(model, Ensemble) else 1):
-        return before  # there is nothing that could go on
     losses, rates = Recorder("loss", before.loss), Recorder("lr", before.lr)
     probed = {name: Recorder(f"probe: {name!r}", series) for name, series in before.probes.items()}
 

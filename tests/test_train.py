@@ -661,6 +661,8 @@ def test_a_run_of_which_all_has_diverged_does_not_go_on(replicas, corpus):
     after = train(model, draws(corpus, 5, rows), lr=0.1, after=before)
     assert after.ended == "diverged" and after.diverged == before.diverged
     assert torch.equal(after.loss.values, before.loss.values)
+    with pytest.raises(FloatingPointError, match=r"step 3: no model is left to train, since earlier, at step \d"):
+        next(descend(model, draws(corpus, 5, rows), lr=0.1, start=3, diverged=dict(before.diverged)))
     torch.testing.assert_close(numbers(model), kept, rtol=0, atol=0, equal_nan=True)
 
 
