@@ -193,9 +193,9 @@ class Minibatches:
             index = index if self.stacked else index[:, 0]
             given = 0
             try:
-                for contexts, targets in zip(self.data.contexts[index], self.data.targets[index], strict=True):
+                for rows in index:
                     given += 1
-                    yield Examples(contexts, targets)
+                    yield Examples(*(x.index_select(0, rows.flatten()).unflatten(0, rows.shape) for x in self.data))
             finally:
                 if given < shape[0]:
                     for g, start, end in zip(self.generators, before, after, strict=True):

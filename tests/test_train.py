@@ -679,6 +679,22 @@ def test_a_sum_of_losses_that_overflows_is_no_divergence(corpus):
     assert history.ended == "done" and history.loss.values.isfinite().all() and history.loss.values.min() > 2e38
 
 
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_a_sum_of_a_gradient_that_overflows_is_no_divergence(replicas, corpus):
+    class Pushed(nn.Module):
+        def forward(self, x):
+            if x.requires_grad:
+                x.register_hook(lambda gradient: torch.full_like(gradient, 4e36))
+            return x * 1.0
+
+    models = [small(r).append(Pushed()) for r in range(replicas)]
+    for model in models:
+        model[:-2].requires_grad_(False)
+    model, batches = (stack(models), draws(corpus, 2, replicas)) if replicas > 1 else (models[0], draws(corpus, 2))
+    biases = [step.grads["output.bias"] for step in descend(model, batches, lr=0.0)]
+    assert len(biases) == 2 and all(bias.isfinite().all() and not bias.sum().isfinite() for bias in biases)
+
+
 @pytest.mark.parametrize("lr", [math.nan, math.inf, "0.1", None, torch.tensor(math.nan)])
 def test_a_rate_that_is_no_number_is_refused_before_the_step(lr, corpus):
     model = small()
