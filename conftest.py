@@ -13,7 +13,7 @@ import matplotlib
 import pytest
 from nbval.plugin import IPyNbFile
 
-pytest_plugins = ["pytester", "tests.plugins.fixtures", "tests.plugins.outputs"]
+pytest_plugins = ["pytester", "tests.plugins.fixtures", "tests.plugins.outputs", "tests.plugins.kernels"]
 
 matplotlib.use("Agg")
 # Tests interrupt themselves; what a script runs in its background has the interruption ignored.
