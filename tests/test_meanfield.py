@@ -397,7 +397,7 @@ def test_nearly_equal_inputs_part_where_gradients_explode(gain, parted):
 
 # Wide random networks: the mean over independent ones lies within ERRORS standard errors of the theory.
 
-WIDTH, DEPTH, ROWS, SEEDS, ERRORS = 600, 6, 48, 20, 5
+WIDTH, DEPTH, ROWS, SEEDS, ERRORS = 400, 6, 48, 20, 5
 WIDE = {
     "tanh 1": (TANH, 1.0),
     "tanh 5/3": (TANH, 5 / 3),
