@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from mmlib.stats import Interval
@@ -35,7 +36,7 @@ def _is_pair(x: Any) -> bool:
 
 
 def _column(cells: Sequence[Any], decimals: int | None, sign: str) -> list[str]:
-    cells = [x.item() if isinstance(x, Tensor) and x.numel() == 1 else x for x in cells]
+    cells = [x.item() if isinstance(x, (Tensor, np.generic)) and math.prod(x.shape) == 1 else x for x in cells]
     flat = [y for x in cells for y in (map(float, x) if _is_pair(x) else (x,))]
     numbers = [abs(x) for x in flat if isinstance(x, float) and math.isfinite(x)]
     common = _decimals(max(numbers, default=0.0), _DIGITS) if decimals is None else decimals
@@ -89,7 +90,7 @@ def table(
         if len(given) != width:
             raise ValueError(f"{name}: one for each of {width} columns is needed, got {len(given)}")
     grid = [list(map(str, rows))]
-    columns_of = zip(zip(*cells, strict=True), each, signs, strict=True)
+    columns_of = zip(zip(*cells, strict=True) if cells else [()] * width, each, signs, strict=True)
     grid += [_column(column, decimals, "+" if plus else "") for column, decimals, plus in columns_of]
     if columns:
         grid = [[head, *column] for head, column in zip(["", *columns], grid, strict=True)]

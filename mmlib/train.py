@@ -87,8 +87,7 @@ def descend(
         loss = cross_entropy(model(batch.contexts), batch.targets)
         total = loss.sum() if loss.dim() else loss
         grads = _gradients(total, leaves)
-        rate = schedule(index)
-        _check_rate(rate, model)
+        rate = _checked(schedule(index), model)
         loss = loss.detach()
         if finite.still is not None or not finite.of_all(total.item(), grads):
             loss, grads = finite.held(index, batch, loss, grads)
@@ -108,20 +107,21 @@ def _gradients(total: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(leaves, found, strict=True)]
 
 
-def _check_rate(rate: Rate, model: nn.Module) -> None:
+def _checked(rate: Rate, model: nn.Module) -> Rate:
     if not isinstance(rate, Tensor):
         if not isinstance(rate, (float, Real)) or not math.isfinite(rate):
             raise ValueError(f"lr: a finite number is needed, got {rate!r}")
-        return
+        return float(rate)  # fractions and booleans, with which torch does not multiply
     if not rate.isfinite().all():
         raise ValueError(f"lr: finite numbers are needed, got {rate.tolist()}")
     if not rate.dim():
-        return
+        return rate
     if not isinstance(model, Ensemble):
         raise ValueError(f"lr: a single model needs one rate, got a tensor of shape {tuple(rate.shape)}")
     if rate.shape != (model.replicas,):
         n = model.replicas
         raise ValueError(f"lr: {n} stacked models need one rate or a tensor ({n},), got shape {tuple(rate.shape)}")
+    return rate
 
 
 def _per_replica(rate: Tensor, p: Tensor) -> Tensor:
@@ -212,8 +212,8 @@ def train(
     returned; as it is when the model, or every one of several, diverges. One of several that does stands still.
 
     Raises what `descend` raises but FloatingPointError, and ValueError if steps were announced but no batch was there,
-    as with an iterator that is used up, if `every` is below 1, or if a number of the probe changes its shape. Any
-    error has what was recorded as its attribute `history`.
+    as with an iterator that is used up, if `every` is below 1, or if a number of the probe changes its shape. An error
+    on the way has what was recorded as its attribute `history`.
 
     >>> from mmlib.data import corpus, minibatches
     >>> from mmlib.models import MLP
@@ -297,9 +297,9 @@ def evaluate(model: nn.Module, data: Examples) -> float | Tensor:
     >>> round(evaluate(MLP().build(generator(0, 'weights')), corpus().dev), 1)  # before training: log 27
     3.3
     """
-    n = len(data.targets)
-    if data.targets.dim() != 1 or not n:
+    if data.targets.dim() != 1 or not len(data.targets):
         raise ValueError(f"data: targets of shape (n,) with n > 0 are needed, got {tuple(data.targets.shape)}")
+    n = len(data.targets)
     rows = max(1, _EVALUATED_AT_ONCE // (model.replicas if isinstance(model, Ensemble) else 1))
     by_context = data.contexts.unique(dim=0, return_inverse=True)[1].argsort()
     total = torch.zeros((), dtype=torch.float64)

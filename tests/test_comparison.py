@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -300,6 +301,12 @@ def test_a_summary_is_one_table():
         "b    10  2.91 [2.65, 3.17]  -0.090 [-0.115, -0.065]",
     ]
     assert result.summary("a", digits=1).splitlines()[-1] == "b    10  2.9 [2.6, 3.2]  -0.1 [-0.1, -0.1]"
+
+
+def test_budgets_may_be_whole_numbers_of_numpy(parts):
+    for steps in ((2, 6), 6):
+        one, other = (compared(parts, {"small": SMALL}, steps=given) for given in (np.array(steps), steps))
+        assert torch.equal(one.loss, other.loss) and one.budgets == other.budgets
 
 
 # What cannot be compared

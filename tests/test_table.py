@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,6 +74,14 @@ def test_no_line_ends_in_a_space():
 def test_what_does_not_fit_is_an_error(rows, options, message):
     with pytest.raises(ValueError, match=message):
         table(rows, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert table({"a": [np.int64(1200), np.float32(0.5)]}) == table({"a": [1200, 0.5]})
+
+
+def test_without_rows_there_is_a_head():
+    assert table({}, ["rms", "units"]) == "  rms  units"
 
 
 @pytest.mark.parametrize("cell", [True, None, torch.ones(2, 2), 1j])

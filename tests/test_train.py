@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -504,7 +506,7 @@ def test_evaluation_is_in_evaluation_mode_and_leaves_the_model_as_found(corpus):
     assert got == pytest.approx(in_evaluation, rel=1e-12) and got != pytest.approx(in_training, rel=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(0,), (2, 5)])
+@pytest.mark.parametrize("shape", [(), (0,), (2, 5)])
 def test_evaluation_without_examples_is_refused(shape):
     with pytest.raises(ValueError, match=r"data: targets of shape \(n,\) with n > 0 are needed, got"):
         evaluate(mlp(), Examples(torch.zeros(*shape, 3, dtype=torch.long), torch.zeros(shape, dtype=torch.long)))
@@ -702,6 +704,14 @@ def test_a_rate_that_is_no_number_is_refused_before_the_step(lr, corpus):
     with pytest.raises(ValueError, match="lr: "):
         train(model, draws(corpus, 3), lr=lr)
     assert equal(numbers(model), before)
+
+
+@pytest.mark.parametrize("lr", [Fraction(1, 4), np.float32(0.25)])
+def test_a_rate_may_be_any_real_number(lr, corpus):
+    one, other = small(), small()
+    train(one, draws(corpus, 3), lr=lr)
+    history = train(other, draws(corpus, 3), lr=0.25)
+    assert equal(numbers(one), numbers(other)) and history.lr.values.tolist() == [0.25] * 3
 
 
 def test_a_model_without_anything_to_train_is_refused(corpus):
