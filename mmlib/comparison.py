@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -186,13 +186,13 @@ def compare(
     (True, ['wide'])
     """
     rates, choose, judge = tuple(map(float, rates)), tuple(choose), tuple(judge)
-    budgets = (steps,) if isinstance(steps, Integral) else tuple(steps)
+    budgets = tuple(np.atleast_1d(steps).tolist())
     seeds = choose + judge
     if not recipes:
         raise ValueError("recipes: at least one is needed")
     if not rates or not rates[0] > 0 or not _ascending(rates):
         raise ValueError(f"rates: finite numbers that ascend from above 0 are needed, got {rates}")
-    if not budgets or not all(isinstance(b, Integral) for b in budgets) or budgets[0] < 1 or not _ascending(budgets):
+    if not budgets or not all(isinstance(b, int) for b in budgets) or budgets[0] < 1 or not _ascending(budgets):
         raise ValueError(f"steps: whole numbers that ascend from 1 or more are needed, got {budgets}")
     if not choose or len(judge) < 2 or len(set(seeds)) < len(seeds):
         raise ValueError(f"choose, judge: one seed or more and other two or more are needed, got {choose} and {judge}")

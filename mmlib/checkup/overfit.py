@@ -4,9 +4,9 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -64,7 +64,7 @@ def overfit(
     >>> print(str(overfit(model, x, torch.ones(3, 1), nn.MSELoss(), optimizer)).splitlines()[-1])
     The batch is learned by heart.
     """
-    if not isinstance(steps, Integral) or steps < 10:
+    if not isinstance(steps, (int, np.integer)) or steps < 10:
         raise ValueError(f"steps: an integer of at least 10 is needed, got {steps!r}")
     check_optimizer(optimizer, model)
     terms = record(model, inputs, targets, loss_fn).terms
