@@ -35,7 +35,8 @@ class Ensemble(nn.Sequential):
     insert = __setitem__ = __iadd__ = append  # type: ignore[assignment]
 
     def extra_repr(self) -> str:
-        return f"replicas={self.replicas}"
+        known = next(chain(self.parameters(), self.buffers()), None) is not None
+        return f"replicas={self.replicas}" if known else ""
 
 
 def _check_same(models: Sequence[nn.Sequential]) -> None:
@@ -88,8 +89,9 @@ def stack(models: Sequence[nn.Sequential], *, probe: Tensor | None = None) -> En
     needed only if none is found that the first model takes.
 
     Raises ValueError if there is no model, if architectures, shapes, dtypes, modes or what is frozen differ, if two
-    layers share a parameter, if there is a hook, or if a layer gives another result in the stack than alone; TypeError
-    for anything but an nn.Sequential whose layers broadcast over leading axes.
+    layers share a parameter, if there is a hook, if a layer gives another result in the stack than alone, or if the
+    first model does not take `probe`; TypeError for anything but an nn.Sequential whose layers broadcast over leading
+    axes.
 
     >>> from mmlib.models import MLP
     >>> many = stack([MLP(width=8, depth=1).build(generator(r, 'weights')) for r in range(4)])
@@ -155,18 +157,22 @@ def _prove(models: Sequence[nn.Sequential], probe: Tensor | None) -> None:
     """
     # The same model again shows nothing new, but for the second, since one alone might broadcast over any axis.
     places = [r for r, model in enumerate(models) if r < 2 or model not in models[:r]]
-    n = len(places)
+    n, refused = len(places), None
     for dtype, rows in product((torch.float64, None), (n + 1, 64 * (n // 64 + 1))):
         g = generator(0, "probe")
         with torch.random.fork_rng():
             copies = [_disturbed(models[r], dtype, generator=g) for r in places]
-            for one in _inputs(copies[0], rows, generator=g) if probe is None else [probe]:
+            trial = copy.deepcopy(copies[0])
+            for one in _inputs(trial, rows, generator=g) if probe is None else [probe]:
                 try:
-                    copy.deepcopy(copies[0])(one)
-                except Exception:
+                    trial(one.clone())
+                except Exception as error:
+                    refused = error
                     continue
                 _compare(copies, [one[torch.randperm(len(one), generator=g)] for _ in copies], places)
                 return
+    if probe is not None:
+        raise ValueError(f"probe: models[0] does not take it: {refused}") from refused
     raise ValueError(
         "models: no input that models[0] takes was found to prove the stack on; give one: stack(models, probe=contexts)"
     )
@@ -180,7 +186,7 @@ def _compare(models: Sequence[nn.Sequential], inputs: list[Tensor], places: Sequ
         try:
             x = layer(x)
         except Exception as error:
-            raise TypeError(f"{kind} does not take a leading axis of {len(models)} models: {error}") from error
+            raise TypeError(f"{kind} does not take a leading axis, one for each model: {error}") from error
         alike = [x.shape == (len(inputs), *one.shape) for one in inputs]
         for r, agree in zip(places, _close(x, torch.stack(inputs)) if all(alike) else alike, strict=True):
             if not agree:

@@ -522,8 +522,31 @@ def test_one_model_many_times_is_proved_with_a_leading_axis(times):
         def forward(self, x):
             return self.g * x  # in a stack of one, too
 
-    with pytest.raises(TypeError, match="does not take a leading axis of 2 models"):
+    with pytest.raises(TypeError, match="does not take a leading axis, one for each model: "):
         stack([nn.Sequential(Linear(2, 2, generator=generator(0, "w")), Scale())] * times)
+
+
+def test_a_probe_that_is_refused_is_told_with_the_reason():
+    with pytest.raises(ValueError, match=r"probe: models\[0\] does not take it: .*symbol 99") as error:
+        stack([small(0), small(1)], probe=torch.full((4, 3), 99))
+    assert isinstance(error.value.__cause__, ValueError)
+
+
+def test_a_probe_is_left_as_it_is():
+    class Doubled(nn.Module):
+        def forward(self, x):
+            return x.mul_(2)
+
+    probe = torch.ones(4, 3)
+    stack([nn.Sequential(Doubled()) for _ in range(2)], probe=probe)
+    assert torch.equal(probe, torch.ones(4, 3))
+
+
+def test_a_slice_that_does_not_know_its_length_can_be_looked_at():
+    stacked = stack([small(r) for r in range(2)])
+    assert "Flatten" in repr(stacked[1:2]) and "replicas" not in repr(stacked[1:2])
+    with pytest.raises(ValueError, match="no layer has a parameter or buffer"):
+        stacked[1:2].replicas  # noqa: B018
 
 
 def test_probe_and_generators_are_given_by_name():
