@@ -12,4 +12,4 @@ os.environ["JPY_PARENT_PID"] = str(os.getpid())
 import ipykernel.kernelapp  # noqa: E402, F401
 import matplotlib.pyplot  # noqa: E402, F401
 import scipy.stats  # noqa: E402, F401
-import torch  # noqa: E402, F401
+import torch._dynamo  # noqa: E402, F401  # by the first optimizer
