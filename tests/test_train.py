@@ -681,15 +681,28 @@ def test_a_sum_of_losses_that_overflows_is_no_divergence(corpus):
     assert history.ended == "done" and history.loss.values.isfinite().all() and history.loss.values.min() > 2e38
 
 
+class Pushed(nn.Module):
+    """Hands on what it is given, and a gradient of one number."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def forward(self, x):
+        if x.requires_grad:
+            x.register_hook(lambda gradient: torch.full_like(gradient, self.number))
+        return x * 1.0
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan])
+def test_a_gradient_that_is_infinite_ends_the_run_though_the_loss_is_not(number, corpus):
+    with pytest.raises(FloatingPointError, match="step 0: a gradient is nan or infinite, though the loss is not"):
+        next(descend(small().append(Pushed(number)), draws(corpus, 1), lr=0.1))
+
+
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_a_sum_of_a_gradient_that_overflows_is_no_divergence(replicas, corpus):
-    class Pushed(nn.Module):
-        def forward(self, x):
-            if x.requires_grad:
-                x.register_hook(lambda gradient: torch.full_like(gradient, 4e36))
-            return x * 1.0
-
-    models = [small(r).append(Pushed()) for r in range(replicas)]
+    models = [small(r).append(Pushed(4e36)) for r in range(replicas)]
     for model in models:
         model[:-2].requires_grad_(False)
     model, batches = (stack(models), draws(corpus, 2, replicas)) if replicas > 1 else (models[0], draws(corpus, 2))
