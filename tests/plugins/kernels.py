@@ -38,7 +38,7 @@ def _run(arguments, directory, environment, started):
     started.send(None)
     os.chdir(directory)
     os.environ.clear()
-    os.environ.update(environment, JPY_PARENT_PID=str(os.getppid()))
+    os.environ.update(environment)
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nowhere, stream)
