@@ -7,10 +7,10 @@ of this process, which has the slow imports (torch, SciPy, pytest) behind it but
 count as killed for nothing: mutants that Python does not compile or warns of, those in a type annotation, which nothing
 computes with, and arithmetic operators replaced by bitwise ones or the other way round, which floats and types lack.
 
-A mutant is killed if a test fails; it is timed out if the tests take LIMIT times the processor time, and 2 s more, that
-they take without it, which a reader would notice too. What survives has to stand in tests/mutation/survivors.toml with
-a reason. The table in tests/mutation/README.md is written here, module by module. With --survivors, only what survived
-in the last run is tried again, and the table is left alone.
+A mutant is killed if a test fails; it is timed out if a test, or all of them, take LIMIT times the processor time, and
+2 s more, that they take without it, which a reader would notice too. What survives has to stand in
+tests/mutation/survivors.toml with a reason. The table in tests/mutation/README.md is written here, module by module.
+With --survivors, only what survived in the last run is tried again, and the table is left alone.
 """
 
 import argparse
@@ -62,7 +62,7 @@ LEFT_OUT = re.compile(f".*BinaryOperator_({_ARITHMETIC}_{_BITWISE}|{_BITWISE}_{_
 HEAD = """# Mutants by module
 
 Written by `make mutation`. Each module of `mmlib` is changed in one place at a time (`a + b` to `a - b`, 1 to 2, `<` to
-`<=`, a decorator removed, ...) and tested by its own test file alone. Timed out: the change makes the tests run
+`<=`, a decorator removed, ...) and tested by its own test file alone. Timed out: the change makes a test run
 for ever, or {limit} times as long and 2 s more. [survivors.toml](survivors.toml) says of each survivor why the change
 means nothing. A row stands for the code, docstrings apart, and the test file of which it gives the digest.
 
@@ -108,13 +108,17 @@ def _difference(a: str, b: str) -> tuple[str, str]:
 
 
 class Order:
-    """A pytest plugin: quick tests first; how long each took, in `seconds`."""
+    """A pytest plugin: quick tests first; how long each took, in `seconds`. If limited, a slow one ends the process."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.known, self.seconds = seconds, {}
+    def __init__(self, seconds: dict[str, float], limited: bool) -> None:
+        self.known, self.limited, self.seconds = seconds, limited, {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: self.known.get(item.nodeid, 0.0))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        if self.limited:
+            signal.setitimer(signal.ITIMER_PROF, LIMIT * self.known.get(nodeid, 0.0) + 2)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.seconds[report.nodeid] = self.seconds.get(report.nodeid, 0.0) + report.duration
@@ -137,7 +141,7 @@ def run_tests(copy: Path, module: str, seconds: dict[str, float], limit: float |
     # An example that fails need not be made small.
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
     hypothesis.settings.register_profile("mutation", deadline=None, derandomize=True, database=None, phases=phases)
-    order = Order(seconds)
+    order = Order(seconds, limit is not None)
     options = ["-x", "-q", "-o", f"cache_dir={copy}/.cache", "--hypothesis-profile=mutation"]
     options += ["-p", "_hypothesis_pytestplugin", "--assert=plain"]
     code = pytest.main([*options, f"tests/test_{module}.py"], plugins=[order])
@@ -157,7 +161,7 @@ def outcome(copy: Path, module: str, seconds: dict[str, float], limit: float | N
     if alive:
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
-    if alive or process.exitcode in (-signal.SIGXCPU, -signal.SIGKILL):
+    if alive or process.exitcode in (-signal.SIGPROF, -signal.SIGXCPU, -signal.SIGKILL):
         return "timed out"
     return "killed" if process.exitcode else "survived"
 
