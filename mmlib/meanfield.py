@@ -13,7 +13,7 @@ from mmlib.activations import Activation
 from mmlib.gaussian import quadrature
 
 _SPACING = 0.25  # the trapezoidal rule's error is exp(-pi^2 / spacing), 1e-17, for integrands this smooth
-_AT_ONCE = 2**23  # numbers of a table, 64 MB
+_AT_ONCE = 8_000_000  # numbers of a table, 64 MB
 _TAIL = 10.0  # standard deviations; the mass beyond is 2e-23
 
 
@@ -118,7 +118,7 @@ def fixed_point(activation: Activation, gain: float) -> float:
     if start == 0 or abs(change(start)) < 1e-12:
         return start
     rises = change(start) > 0
-    near, step = start, 2 ** (1 / 8 if rises else -1 / 8)
+    near, step = start, 1.1 if rises else 0.9
     while (change(near * step) > 0) == rises:
         near *= step
         if not 1e-10 < near / start < 1e10:
