@@ -219,6 +219,12 @@ def test_a_fixed_point_above_the_first_variance(gain):
     assert gain**2 < q == pytest.approx(fixed_point(TANH, 2 * gain), rel=1e-12)
 
 
+@pytest.mark.parametrize("first, second, sign", [(1.3, 1.6, 1), (0.8, 0.65, -1)])
+def test_of_two_fixed_points_close_together_the_first_is_the_limit(first, second, sign, monkeypatch):
+    monkeypatch.setattr(meanfield, "variance_map", lambda q, *_: q * (1 + sign * (q - first) * (q - second)))
+    assert fixed_point(TANH, 1.0) == pytest.approx(first, rel=1e-12)
+
+
 @settings(deadline=None, derandomize=True, max_examples=40)
 @given(st.floats(0.1, 0.99))
 def test_a_fixed_point_of_a_sine(share):
