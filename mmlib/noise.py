@@ -57,7 +57,7 @@ class _Noise(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _ROUNDED:
             return self._rounded(result)
-        if name.removesuffix("_") in _ROUNDED and isinstance(result, Tensor):  # in place
+        if name.removesuffix("_") in _ROUNDED and isinstance(result, Tensor) and result.is_floating_point():  # in place
             return result.mul_(self._factor(result))
         return result
 
