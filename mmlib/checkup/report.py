@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, NamedTuple
 
+from mmlib.table import LINE
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -174,7 +176,7 @@ def _paragraph(number: int, finding: Finding) -> str:
     lines = [f"{number}. {finding.severity}, {finding.layer}: {finding.rule}"]
     for key, text in parts.items():
         if text:
-            lines.append(textwrap.fill(text, 110, initial_indent=f"   {key:<9} ", subsequent_indent=" " * 13))
+            lines.append(textwrap.fill(text, LINE, initial_indent=f"   {key:<9} ", subsequent_indent=" " * 13))
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import signal
+import textwrap
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -9,6 +10,7 @@ from typing import Any
 
 from mmlib.exercise import beyond, depth, norms, practice, start
 from mmlib.exercise.kinds import Exercise, WrongType, shown
+from mmlib.table import LINE
 
 EXERCISES: dict[str, Exercise] = {
     **start.EXERCISES,
@@ -85,4 +87,4 @@ def check(name: str = "", answer: Any = None, *, seconds: float = 10.0) -> None:
     >>> check('ex-00-none', 1)
     There is no exercise 'ex-00-none' to check; did you mean 'ex-06-funnel'?
     """
-    print(verdict(name, answer, seconds=seconds))
+    print(textwrap.fill(verdict(name, answer, seconds=seconds), LINE, break_long_words=False, break_on_hyphens=False))
