@@ -19,6 +19,7 @@ from mmlib.init import VarianceScaling, kaiming
 from mmlib.layers import cross_entropy
 from mmlib.models import MLP
 from mmlib.norm import BatchNorm1d, LayerNorm
+from mmlib.table import LINE
 
 CROSS_ENTROPY = nn.CrossEntropyLoss()
 
@@ -847,7 +848,7 @@ def test_the_page_names_what_a_reader_needs():
         assert text in page
     for text in (finding.layer, finding.measured, finding.healthy, finding.why, finding.action, finding.chapter):
         assert text and text in page
-    assert max(map(len, str(report).splitlines())) <= 120
+    assert max(map(len, str(report).splitlines())) <= LINE
     assert str(checkup(mlp(2), *blobs(), CROSS_ENTROPY)).split("\n\n")[1] == "No finding."
 
 

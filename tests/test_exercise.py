@@ -16,6 +16,7 @@ from jupyter_client.manager import start_new_kernel
 
 from mmlib.exercise import EXERCISES, check, verdict
 from mmlib.exercise.kinds import Choice, Function, Number, Numbers, Raised, difference
+from mmlib.table import LINE
 
 pytestmark = pytest.mark.usefixtures("no_global_randomness")
 
@@ -228,6 +229,15 @@ def test_no_answer_is_told_what_is_asked():
 def test_check_prints_the_verdict_and_gives_nothing(capsys):
     assert check("ex-08-edge", lambda s, L: 2 / (L * s ** (2 - 2 / L))) is None
     assert capsys.readouterr().out == "ex-08-edge: right.\n"
+
+
+def test_check_folds_a_verdict_that_is_longer_than_a_line(capsys):
+    long = [name for name in EXERCISES if len(verdict(name)) > LINE]
+    assert long
+    for name in long:
+        check(name)
+        said = capsys.readouterr().out
+        assert said.split() == verdict(name).split() and max(map(len, said.splitlines())) <= LINE
 
 
 def forever(*_):
