@@ -1,5 +1,6 @@
 """One thread, no window, and the comparison of outputs: for the unit tests and for the chapters alike."""
 
+import gc
 import os
 import signal
 
@@ -18,6 +19,12 @@ pytest_plugins = ["pytester", "tests.plugins.fixtures", "tests.plugins.outputs",
 matplotlib.use("Agg")
 # Tests interrupt themselves; what a script runs in its background has the interruption ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish():
+    """The modules and thousands of tests that are there now stay, so that no collection goes through them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def needs_absent_data(notebook) -> bool:

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +53,8 @@ def _check_line(place: str, line: bytes) -> None:
     if line.endswith(b"\r"):
         raise ValueError(f"{place}: the line ends with a carriage return; save the file with Unix line ends")
     text = line.decode("utf-8", errors="replace")
+    if _LETTERS.issuperset(text):
+        return
     for column, character in enumerate(text, start=1):
         if character not in _LETTERS:
             raise ValueError(f"{place}, column {column}: {character!r} in {text!r}; only a to z are allowed")
@@ -85,11 +89,15 @@ class Vocabulary:
     def encode(self, name: str) -> list[int]:
         """The symbols of a name. Raises ValueError for a character outside the vocabulary."""
         try:
-            return [self.characters.index(c, 1) for c in name]
-        except ValueError:
+            return [self._symbols[c] for c in name]
+        except KeyError:
             unknown = next(c for c in name if c not in self.characters[1:])
             allowed = "".join(self.characters[1:])
             raise ValueError(f"{unknown!r} in the name {name!r} is outside the vocabulary {allowed!r}") from None
+
+    @cached_property
+    def _symbols(self) -> dict[str, int]:
+        return {c: symbol for symbol, c in enumerate(self.characters[1:], 1)}
 
     def decode(self, tokens: Sequence[int] | Tensor) -> str:
         """The characters of symbols. Raises ValueError for a symbol outside the vocabulary."""
@@ -133,12 +141,13 @@ def examples(names: Sequence[str], vocabulary: Vocabulary, block_size: int) -> E
         raise ValueError(f"block_size: at least 1 is needed, got {block_size}")
     if not names:
         raise ValueError("names: at least one name is needed")
-    symbols, is_target = [], []
+    symbols: list[int] = []
     for name in names:
-        tokens = [*vocabulary.encode(name), 0]
-        symbols += [0] * block_size + tokens
-        is_target += [False] * block_size + [True] * len(tokens)
-    windows = torch.tensor(symbols).unfold(0, block_size + 1, 1)[torch.tensor(is_target)[block_size:]]
+        symbols += [*[0] * block_size, *vocabulary.encode(name), 0]
+    # A list of numbers becomes an array in a fifth of the time that it takes to become a tensor.
+    lengths = np.ravel([(block_size, len(name) + 1) for name in names])
+    is_target = torch.from_numpy(np.repeat(np.tile([False, True], len(names)), lengths))
+    windows = torch.from_numpy(np.array(symbols)).unfold(0, block_size + 1, 1)[is_target[block_size:]]
     return Examples(windows[:, :-1].contiguous(), windows[:, -1].contiguous())
 
 

@@ -122,6 +122,25 @@ def _stacked(models: Sequence[nn.Sequential]) -> Ensemble:
     return ensemble
 
 
+_TENSORS = {"_parameters", "_buffers", "_modules"}
+
+
+def _alike(model: nn.Module, other: nn.Module) -> bool:
+    """Whether all that their layers compute with, but for the numbers in parameters and buffers, is surely the same."""
+    return all(
+        type(a) is type(b)
+        and vars(a).keys() == vars(b).keys()
+        and all(_same(vars(a)[key], vars(b)[key]) for key in vars(a).keys() - _TENSORS)
+        for a, b in zip(model.modules(), other.modules(), strict=True)
+    )
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, (int, float, str)):
+        return type(a) is type(b) and a == b
+    return a is b or (isinstance(a, (dict, set)) and type(a) is type(b) and not a and not b)
+
+
 def _disturbed(model: nn.Sequential, dtype: torch.dtype | None, *, generator: torch.Generator) -> nn.Sequential:
     """A copy whose numbers differ from those of every other: equal ones would hide what is added to the wrong model."""
     # A module's empty collections of hooks take most of the time of a copy; this one shares them.
@@ -155,10 +174,14 @@ def _inputs(model: nn.Sequential, rows: int, *, generator: torch.Generator) -> I
 def _prove(models: Sequence[nn.Sequential], probe: Tensor | None) -> None:
     """Raises unless each layer gives each model what it gives it alone. In float64, if the layers can.
 
-    The batch is longer than R, so that no axis of one passes for the other; of 64 or so for layers that cut it up.
+    The batch is longer than the stack of these copies, so that no axis of one passes for the other; of 64 or so for
+    layers that cut it up.
     """
-    # The same model again shows nothing new, but for the second, since one alone might broadcast over any axis.
-    places = [r for r, model in enumerate(models) if r < 2 or model not in models[:r]]
+    places: list[int] = []
+    for r, model in enumerate(models):
+        # One like another shows nothing new, but for the second, since one alone might broadcast over any axis.
+        if r < 2 or not any(_alike(model, models[place]) for place in places):
+            places.append(r)
     n, refused = len(places), None
     for dtype, rows in product((torch.float64, None), (n + 1, 64 * (n // 64 + 1))):
         g = generator(0, "probe")

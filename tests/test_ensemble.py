@@ -462,6 +462,10 @@ def test_the_batch_that_is_tried_is_longer_than_the_stack_in_float64_first(count
     tried = []
 
     class Never(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.own = object()  # so that each has to be proved
+
         def forward(self, x):
             tried.append((x.dtype, len(x)))
             raise ValueError("never")
@@ -510,6 +514,84 @@ def test_a_model_that_comes_again_is_proved_once_and_named_by_its_first_place():
     assert (2, 3) in tried and (5, 6) not in tried  # two of them in the stack of the proof, a batch of three
     with pytest.raises(ValueError, match=r"models\[3\] another result"):
         stack([once, once, once, twice, twice])
+
+
+class Says(nn.Module):
+    """A layer that computes with an attribute of any kind."""
+
+    def __init__(self, held, **others):
+        super().__init__()
+        self.held = held
+        vars(self).update(others)
+
+    def forward(self, x):
+        held = self.held() if callable(self.held) else self.held
+        if isinstance(held, (dict, set)):
+            held = sum(held)
+        elif isinstance(held, (list, tuple, str)):
+            held = float(held[0])
+        return x * held + (isinstance(held, bool) or hasattr(self, "more"))
+
+
+class Twice(Says):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+    def _get_name(self):
+        return "Says"
+
+
+def test_a_layer_that_differs_from_all_before_it_is_proved():
+    def refused(*layers):
+        with pytest.raises(ValueError, match=r"2: Says gives models\[4\] another result"):
+            stack([nn.Sequential(*small(r)[:2], layer) for r, layer in enumerate(layers)])
+
+    def ten():
+        return 10
+
+    for one, other in (
+        (2, 3),
+        (2.0, 2.5),
+        ("2", "3"),
+        (1, True),
+        ((2,), (3,)),
+        ([2], [3]),
+        ({2}, {3}),
+        ({2: 1}, {3: 1}),
+        ({2}, set()),
+        (set(), {2}),
+        (torch.tensor(2.0), torch.tensor(3.0)),
+        (ten, lambda: 11),
+        (2, 2.5),
+    ):
+        refused(*[Says(one)] * 4, Says(other), Says(one))
+    refused(*[Says(2)] * 4, Twice(2))
+    refused(*[Says(2)] * 4, Says(2, more=1))
+
+
+def test_a_layer_like_one_before_it_is_not_proved_again(monkeypatch):
+    def proved(*layers):
+        seen.clear()
+        stack([nn.Sequential(Linear(2, 2, generator=generator(r, "w")), layer) for r, layer in enumerate(layers)])
+        return seen
+
+    def noted(models, x, places):
+        seen.extend(places)
+        compare(models, x, places)
+
+    def half():
+        return 0.5
+
+    seen, compare = [], ensemble._compare
+    monkeypatch.setattr(ensemble, "_compare", noted)
+    assert proved(*(Says(2) for _ in range(5))) == [0, 1]
+    assert proved(*(Says(2.5, more="x") for _ in range(5))) == [0, 1]
+    assert proved(*(Says(half, more={}) for _ in range(3))) == [0, 1]  # one function, and hooks that are not there
+    # Equal, for all that is known, or not: then it is proved.
+    assert proved(*(Says(2, more=[]) for _ in range(4))) == [0, 1, 2, 3]
+    with pytest.raises(ValueError, match=r"models\[1\] another"):
+        proved(Says(2), *(Says(k) for k in (3, 3, 2, 4, 4, 4)))
+    assert seen == [0, 1, 4]
 
 
 @pytest.mark.parametrize("times", [2, 4])
