@@ -85,8 +85,9 @@ def _check_untied(place: str, model: nn.Module) -> None:
 def stack(models: Sequence[nn.Sequential], *, probe: Tensor | None = None) -> Ensemble:
     """The models as one, which trains them as if each were trained alone. The models themselves are left as they are.
 
-    That is put to the proof, layer by layer, on copies with disturbed weights. `probe` is an input for one model, and
-    needed only if none is found that the first model takes.
+    That is put to the proof, layer by layer, on copies with disturbed weights of the first two models and of each that
+    may differ from them in more than its numbers. `probe` is an input for one model, and needed only if none is found
+    that the first model takes.
 
     Raises ValueError if there is no model, if architectures, shapes, dtypes, modes or what is frozen differ, if two
     layers share a parameter, if there is a hook, if a layer gives another result in the stack than alone, or if the
