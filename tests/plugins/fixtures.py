@@ -14,6 +14,15 @@ settings.register_profile("mmlib", deadline=None, derandomize=True, database=Non
 settings.load_profile("mmlib")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def seeds_are_those_of_the_processor():
+    """Without an accelerator torch.manual_seed keeps each seed for one, with the stack of its call: that takes long."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.accelerator.is_available():
+            patch.setattr(torch, "manual_seed", torch.default_generator.manual_seed)
+        yield
+
+
 @pytest.fixture(scope="session")
 def names():
     return data.read_names()
