@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import multiprocessing.forkserver  # noqa: F401  # what a run within this one imports is imported anew by the next
 import re
 
 import nbformat
@@ -111,10 +112,11 @@ def verdicts(pytester, monkeypatch):
             for i, (source, stored, tags) in enumerate(cells)
         ]
         monkeypatch.setenv("PYTHONPATH", str(ROOT))
+        monkeypatch.setenv("IPYTHONDIR", str(pytester.path))  # what --noise sets is put back
         (pytester.path / "conftest.py").write_text('pytest_plugins = ["tests.plugins.outputs"]\n')
         (pytester.path / "small.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
         pytester.makeini("[pytest]\n")
-        result = pytester.runpytest_subprocess("--nbval", "--nbval-current-env", "-v", "--color=no", *options)
+        result = pytester.runpytest_inprocess("--nbval", "--nbval-current-env", "-v", "--color=no", *options)
         text = result.stdout.str() + result.stderr.str()
         return re.findall(r"::Cell \d+ (PASSED|FAILED)", text), text
 
