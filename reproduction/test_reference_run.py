@@ -308,8 +308,7 @@ def test_without_the_data_a_chapter_on_them_is_skipped_and_says_why(pytester, mo
     pytester.makeini("[pytest]\n")
     monkeypatch.delenv(reference_run.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(pytester.path / "cache"))
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where the copied conftest.py finds its plugins
-    result = pytester.runpytest_subprocess("--nbval", "--nbval-current-env", "-rs")
+    result = pytester.runpytest_inprocess("--nbval", "--nbval-current-env", "-rs")
     result.assert_outcomes(skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED*the data of the reference run are not here; set MMLIB_LECTURE_NAMES*"])
 
