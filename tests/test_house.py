@@ -236,9 +236,8 @@ def test_nothing_happens_at_import(tmp_path):
     assert json.loads(done.stdout) == {"changed": [], "opened": [], "loaded": []}
 
 
-def test_pytest_runs_without_a_cache():
-    root = Path(__file__).parent.parent
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q", "tests/test_rng.py"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT.parent), "PYTEST_ADDOPTS": ""}
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_pytest_runs_without_a_cache(pytester):
+    root = ROOT.parent
+    options = ("-p", "no:cacheprovider", "--collect-only", "-q", f"--rootdir={root}", "-c", root / "pyproject.toml")
+    result = pytester.runpytest_inprocess(*options, root / "tests" / "test_rng.py")
+    assert result.ret == 0, result.stdout.str() + result.stderr.str()
