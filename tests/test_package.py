@@ -1,5 +1,6 @@
 """The library as somebody gets it who installs it: built from a clean copy, imported from what was built."""
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,9 @@ import mmlib
 
 ROOT = Path(mmlib.__file__).parent.parent
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+
+# On a busy machine a second thread costs more than it brings.
+ALONE = {"PATH": "", "OMP_NUM_THREADS": "1"}
 
 # In an environment with the four dependencies, and what these import themselves, nothing else can be imported.
 IMPORT = """
@@ -40,30 +44,40 @@ print(mmlib.__file__, mmlib.__version__, len(names), len(history.loss.steps))
 """
 
 
-@pytest.fixture(scope="module", params=["wheel", "sdist"])
-def installed(request, tmp_path_factory):
-    """The directory that holds the package after a wheel was unpacked, or a wheel that was built from the sdist."""
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory):
+    """unpacked(kind): the directory of the package after a wheel was unpacked, or a wheel built from the sdist."""
     pytest.importorskip("setuptools")
-    place = tmp_path_factory.mktemp(request.param)
-    source = place / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "mmlib", source / "mmlib", ignore=shutil.ignore_patterns("__pycache__"))
 
-    def built(kind, directory):
-        command = [sys.executable, "-c", BUILD, f"build_{kind}", str(place)]
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return place / done.stdout.split()[-1]
+    @functools.cache
+    def made(which):
+        place = tmp_path_factory.mktemp(which)
+        source = place / "source"
+        source.mkdir()
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, source)
+        shutil.copytree(ROOT / "mmlib", source / "mmlib", ignore=shutil.ignore_patterns("__pycache__"))
 
-    if request.param == "sdist":
-        with tarfile.open(built("sdist", source)) as archive:
-            archive.extractall(place / "unpacked", filter="data")
-        (source,) = (place / "unpacked").iterdir()
-    with zipfile.ZipFile(built("wheel", source)) as archive:
-        archive.extractall(place / "installed")
-    return place / "installed"
+        def built(kind, directory):
+            command = [sys.executable, "-c", BUILD, f"build_{kind}", str(place)]
+            done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120)
+            assert done.returncode == 0, done.stderr
+            return place / done.stdout.split()[-1]
+
+        if which == "sdist":
+            with tarfile.open(built("sdist", source)) as archive:
+                archive.extractall(place / "unpacked", filter="data")
+            (source,) = (place / "unpacked").iterdir()
+        with zipfile.ZipFile(built("wheel", source)) as archive:
+            archive.extractall(place / "installed")
+        return place / "installed"
+
+    return made
+
+
+@pytest.fixture(params=["wheel", "sdist"])
+def installed(request, unpacked):
+    return unpacked(request.param)
 
 
 def test_every_file_of_the_library_is_in_it(installed):
@@ -80,9 +94,18 @@ def test_it_says_what_it_is_and_what_it_needs(installed):
     assert f"## {mmlib.__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_it_trains_with_nothing_else_installed(installed, tmp_path):
+def test_a_wheel_from_the_sdist_is_the_wheel(unpacked):
+    def contents(place):
+        files = (p for p in place.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+        return {p.relative_to(place): p.read_bytes() for p in files}
+
+    assert contents(unpacked("sdist")) == contents(unpacked("wheel"))
+
+
+def test_it_trains_with_nothing_else_installed(unpacked, tmp_path):
+    installed = unpacked("wheel")
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(installed)!r})\n{IMPORT}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env={"PATH": ""})
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ALONE)
     assert done.returncode == 0, done.stderr
     file, version, modules, steps = done.stdout.split()
     assert Path(file) == installed / "mmlib" / "__init__.py" and version == mmlib.__version__
