@@ -2,7 +2,6 @@
 
 import os
 import pty
-import subprocess
 import sys
 import termios
 import types
@@ -73,28 +72,41 @@ print("after", file=sys.stderr, flush=True)
 """
 
 
-def test_the_bar_is_seen_in_a_terminal_and_gone_afterwards():
+@pytest.fixture
+def written(monkeypatch, capfd):
+    """written(reader, writer): what the runs write where `writer` is the standard error, and nowhere else."""
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+
+    def run(reader, writer):
+        os.set_blocking(writer, False)  # nobody reads yet: more than there is room for is an error
+        with open(writer, "w") as stream, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            exec(RUN, {})
+        parts = []
+        try:
+            while part := os.read(reader, 65536):
+                parts.append(part)
+        except OSError:  # the end of a pseudo-terminal on Linux
+            pass
+        os.close(reader)
+        assert capfd.readouterr() == ("", "")
+        return b"".join(parts).decode()
+
+    return run
+
+
+def test_the_bar_is_seen_in_a_terminal_and_gone_afterwards(written):
     reader, writer = pty.openpty()
     termios.tcsetwinsize(writer, (24, 80))
-    done = subprocess.run([sys.executable, "-c", RUN], stdout=subprocess.PIPE, stderr=writer, timeout=60)
-    os.close(writer)
-    written = b""
-    try:
-        while part := os.read(reader, 65536):
-            written += part
-    except OSError:  # the end of a pseudo-terminal on Linux
-        pass
-    os.close(reader)
-    quiet, _, rest = written.decode().partition("between\r\n")
+    quiet, _, rest = written(reader, writer).partition("between\r\n")
     shown, _, after = rest.rpartition("after\r\n")
-    assert done.returncode == 0 and done.stdout == b"" and quiet == after == ""
+    assert quiet == after == ""
     assert "/321" in shown and "step" in shown
     assert shown.endswith("\r") and not shown.rstrip("\r").rsplit("\r", 1)[-1].strip() and "\n" not in shown
 
 
-def test_nothing_is_written_into_a_pipe():
-    done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, timeout=60, check=True)
-    assert done.stderr == b"between\nafter\n" and done.stdout == b""
+def test_nothing_is_written_into_a_pipe(written):
+    assert written(*os.pipe()) == "between\nafter\n"
 
 
 def test_nothing_is_stored_when_a_notebook_is_executed():
