@@ -1,6 +1,7 @@
 """The examples in docstrings: they run, they print what they say, and no public function is without one."""
 
 import doctest
+import functools
 import importlib
 import inspect
 
@@ -8,6 +9,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 from test_house import MODULES, public
+
+from mmlib import data
 
 PACKAGES = {"checkup": ("checkup", "checkup.overfit", "checkup.compare")}
 FUNCTIONS = [
@@ -38,6 +41,14 @@ WRITTEN = [
     for key, obj in public(name)
     if "." not in key and ">>> " in (inspect.getdoc(obj) or "")
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def the_corpus_is_made_once():
+    """Every third example begins with it, and nothing changes it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data, "corpus", functools.cache(data.corpus))
+        yield
 
 
 @pytest.mark.parametrize("name, key", WRITTEN, ids=map(".".join, WRITTEN))
