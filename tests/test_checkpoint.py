@@ -1,6 +1,7 @@
 """A run that was stopped, written, read and gone on with is the run that was not."""
 
 import copy
+import functools
 import os
 import signal
 import subprocess
@@ -33,6 +34,10 @@ def start(stacked):
     return (stack(models), streams) if stacked else (models[0], streams[0])
 
 
+def rates(stacked):
+    return drop(torch.tensor([0.1, 0.2, 0.3]) if stacked else 0.1, 150, 0.01)
+
+
 def assert_same(a, b):
     assert a[0].state_dict().keys() == b[0].state_dict().keys()
     assert all(torch.equal(x, b[0].state_dict()[k]) for k, x in a[0].state_dict().items())
@@ -42,12 +47,22 @@ def assert_same(a, b):
         assert torch.equal(x.steps, y.steps) and torch.equal(x.values, y.values) and x.values.dtype == y.values.dtype
 
 
+@pytest.fixture(scope="module")
+def whole(corpus):
+    """whole(stacked): a model after two hundred steps in one, and their history."""
+
+    @functools.cache
+    def trained(stacked):
+        model, g = start(stacked)
+        return model, train(model, minibatches(corpus.train, 8, 200, generator=g), lr=rates(stacked), **OPTIONS)
+
+    return trained
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("stop", [1, 100, 199])
-def test_two_hundred_steps_are_some_and_the_rest_bit_by_bit(stacked, stop, corpus, tmp_path):
-    lr = drop(torch.tensor([0.1, 0.2, 0.3]) if stacked else 0.1, 150, 0.01)
-    model, g = start(stacked)
-    whole = train(model, minibatches(corpus.train, 8, 200, generator=g), lr=lr, **OPTIONS)
+def test_two_hundred_steps_are_some_and_the_rest_bit_by_bit(stacked, stop, whole, corpus, tmp_path):
+    lr = rates(stacked)
     first, h = start(stacked)
     save(
         tmp_path / "run",
@@ -60,7 +75,7 @@ def test_two_hundred_steps_are_some_and_the_rest_bit_by_bit(stacked, stop, corpu
         p.data.fill_(7)
     done = resume(tmp_path / "run", second, generator=i)
     rest = train(second, minibatches(corpus.train, 8, 200 - stop, generator=i), lr=lr, after=done, **OPTIONS)
-    assert_same((model, whole), (second, rest))
+    assert_same(whole(stacked), (second, rest))
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
