@@ -49,6 +49,9 @@ def project(tmp_path, monkeypatch):
     }.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
+    # Its runs need no other plugin, and those of this environment take as long to import as all the rest.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "nbval.plugin")
     monkeypatch.setattr(faults, "ROOT", tmp_path)
     monkeypatch.setattr(faults, "TABLE", tmp_path / "faults.toml")
     return tmp_path
