@@ -3,6 +3,7 @@
 That its outputs are right is nbval's business; that a wrong one is seen is tested in test_outputs.py.
 """
 
+import functools
 import io
 import itertools
 import re
@@ -25,6 +26,7 @@ SHORTEST_ALT = 40
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.name)
 
 
+@functools.cache
 def read(path):
     return nbformat.read(path, as_version=4)
 
