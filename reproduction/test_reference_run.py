@@ -203,7 +203,7 @@ def online(elsewhere, monkeypatch):
             pass
 
     with http.server.HTTPServer(("localhost", 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         monkeypatch.setattr(reference_run, "URL", f"http://localhost:{server.server_port}/names.txt")
         yield asked
