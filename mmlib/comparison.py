@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -197,38 +198,51 @@ def compare(
     if not choose or len(judge) < 2 or len(set(seeds)) < len(seeds):
         raise ValueError(f"choose, judge: one seed or more and other two or more are needed, got {choose} and {judge}")
     setting = train, dev, budgets, size, schedule or constant(1.0), calibrated
-    losses = []
+    models = []
     for name, recipe in recipes.items():
         build = getattr(recipe, "build", recipe)
         if not callable(build):
             raise TypeError(f"recipes: {name!r} is neither a function nor has a method build, got {recipe!r}")
-        models = {seed: build(rng.generator(seed, "weights")) for seed in seeds}
-        first = seeds if curves else choose
-        loss = _in_stacks(models, itertools.product(rates, first), *setting).view(len(rates), len(first), -1)
-        if not curves:
-            best = loss.mean(1).argmin(0).unique().tolist()
-            judged = loss.new_full((len(rates), len(judge), len(budgets)), math.nan)
-            runs = itertools.product([rates[k] for k in best], judge)
-            judged[best] = _in_stacks(models, runs, *setting).view(len(best), len(judge), -1)
-            loss = torch.cat([loss, judged], 1)
-        losses.append(loss)
-    return Comparison(tuple(recipes), rates, choose, judge, budgets, torch.stack(losses))
+        models.append([build(rng.generator(seed, "weights")) for seed in seeds])
+    loss = torch.full((len(models), len(rates), len(seeds), len(budgets)), math.nan, dtype=torch.float64)
+    kinds = _kinds([each[0] for each in models])
+
+    def run(places: Iterable[tuple[int, int, int]]) -> None:
+        for kind in kinds:
+            own = [place for place in places if place[0] in kind]
+            for start in range(0, len(own), _AT_ONCE):
+                some = own[start : start + _AT_ONCE]
+                stacked = [(models[recipe][seed], rates[rate], seeds[seed]) for recipe, rate, seed in some]
+                loss[tuple(zip(*some, strict=True))] = _trained(stacked, *setting)
+
+    choosing, judging = range(len(choose)), range(len(choose), len(seeds))
+    run(list(itertools.product(range(len(models)), range(len(rates)), range(len(seeds)) if curves else choosing)))
+    if not curves:
+        best = loss[:, :, choosing].mean(2).argmin(1)
+        run([(recipe, k, seed) for recipe, some in enumerate(best) for k in some.unique().tolist() for seed in judging])
+    return Comparison(tuple(recipes), rates, choose, judge, budgets, loss)
 
 
 def _ascending(values: Sequence[float]) -> bool:
     return all(a < b for a, b in itertools.pairwise(values)) and values[-1] < math.inf
 
 
-def _in_stacks(models: Mapping[int, nn.Sequential], runs: Iterable[tuple[float, int]], *setting: Any) -> Tensor:
-    """As `_trained`, in as many stacks as it takes."""
-    runs = list(runs)
-    stacks = [runs[start : start + _AT_ONCE] for start in range(0, len(runs), _AT_ONCE)]
-    return torch.cat([_trained(models, some, *setting) for some in stacks])
+def _kinds(models: Sequence[nn.Sequential]) -> list[list[int]]:
+    """The places of models, those side by side that can share a stack."""
+    kinds: list[list[int]] = []
+    for place, model in enumerate(models):
+        for kind in kinds:
+            with suppress(ValueError):  # another architecture, or another function
+                stack([models[kind[0]], model])
+                kind.append(place)
+                break
+        else:
+            kinds.append([place])
+    return kinds
 
 
 def _trained(
-    models: Mapping[int, nn.Sequential],
-    runs: Sequence[tuple[float, int]],
+    runs: Sequence[tuple[nn.Sequential, float, int]],
     train: Examples,
     dev: Examples,
     budgets: Sequence[int],
@@ -236,10 +250,10 @@ def _trained(
     schedule: Schedule,
     calibrated: Examples | None,
 ) -> Tensor:
-    """The losses (run, budget) of one recipe's stack of runs, each a rate and a seed."""
-    replicas, alive = stack([models[seed] for _, seed in runs]), torch.arange(len(runs))
-    rates = torch.tensor([rate for rate, _ in runs])
-    streams = [rng.generator(seed, "batches") for _, seed in runs]
+    """The losses (run, budget) of one stack of runs, each a model, a rate and a seed."""
+    replicas, alive = stack([model for model, _, _ in runs]), torch.arange(len(runs))
+    rates = torch.tensor([rate for _, rate, _ in runs])
+    streams = [rng.generator(seed, "batches") for _, _, seed in runs]
     losses = torch.full((len(runs), len(budgets)), math.inf, dtype=torch.float64)
     done = 0
     for k, budget in enumerate(budgets):

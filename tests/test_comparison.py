@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from torch import nn
 
 from mmlib import comparison as module
 from mmlib import rng
+from mmlib.activations import Activation
 from mmlib.comparison import Comparison, compare
 from mmlib.data import Examples, minibatches
 from mmlib.ensemble import stack
@@ -72,6 +74,23 @@ def test_stacks_are_cut_to_the_size_that_is_fast(parts, monkeypatch):
     cut = compared(parts, {"a": SMALL})
     assert sizes == [4, 4, 2]
     torch.testing.assert_close(cut.loss, whole.loss)
+
+
+@pytest.mark.parametrize("curves, sizes", [(True, [20, 10, 10]), (False, [8, 4, 4, 6, 3, 3])])
+def test_recipes_of_one_architecture_share_a_stack(curves, sizes, parts, monkeypatch):
+    other = Activation("tanh", lambda x: torch.tanh(2 * x))
+    recipes = {
+        "a": SMALL,
+        "deep": replace(SMALL, depth=2),
+        "less sure": replace(SMALL, confidence=0.1),
+        "of one name": replace(SMALL, activation=other),
+    }
+    alone = [compared(parts, {name: recipe}, curves=curves).loss[0] for name, recipe in recipes.items()]
+    trained, seen = module._trained, []
+    monkeypatch.setattr(module, "_trained", lambda runs, *setting: seen.append(len(runs)) or trained(runs, *setting))
+    together = compared(parts, recipes, curves=curves).loss
+    assert seen == sizes
+    torch.testing.assert_close(together, torch.stack(alone), equal_nan=True)
 
 
 def test_a_schedule_multiplies_each_rate_and_counts_through_all_budgets(parts):
