@@ -207,7 +207,7 @@ def compare(
     loss = torch.full((len(models), len(rates), len(seeds), len(budgets)), math.nan, dtype=torch.float64)
     kinds = _kinds([each[0] for each in models])
 
-    def run(places: Iterable[tuple[int, int, int]]) -> None:
+    def run(places: Sequence[tuple[int, int, int]]) -> None:
         for kind in kinds:
             own = [place for place in places if place[0] in kind]
             for start in range(0, len(own), _AT_ONCE):
