@@ -10,15 +10,20 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 # A backend named from outside would replace the one that puts figures into a notebook.
 os.environ.pop("MPLBACKEND", None)
 
-import matplotlib
 import pytest
+import xdist
 from nbval.plugin import IPyNbFile
 
-pytest_plugins = ["pytester", "tests.plugins.fixtures", "tests.plugins.outputs", "tests.plugins.kernels"]
+pytest_plugins = ["pytester", "tests.plugins.outputs", "tests.plugins.kernels"]
 
-matplotlib.use("Agg")
 # Tests interrupt themselves; what a script runs in its background has the interruption ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_sessionstart(session):
+    # The process that only hands tests out to others need not wait for torch.
+    if not xdist.is_xdist_controller(session):
+        session.config.pluginmanager.import_plugin("tests.plugins.fixtures")
 
 
 def pytest_collection_finish():

@@ -2,6 +2,7 @@
 
 import random
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import settings
 
 from mmlib import data
 
+matplotlib.use("Agg")
 # The same cases everywhere, no time limit on a busy machine, no directory left behind.
 settings.register_profile("mmlib", deadline=None, derandomize=True, database=None)
 settings.load_profile("mmlib")
