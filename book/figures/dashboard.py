@@ -114,9 +114,9 @@ def dashboard() -> Moving:
     return Moving(
         "dashboard",
         "The dashboard",
-        "Grey is a healthy network: Kaiming's gain, confidence 0.1, learning rate 0.1. Each setting leaves its mark "
-        "on panels of its own: the gain on the activations, the confidence on the gradients of all layers but the "
-        "last, the learning rate on the last panel alone. With BatchNorm the gain no longer moves the activations, "
+        "Grey is a healthy network: Kaiming's gain, confidence 0.1, learning rate 0.1. The gain leaves its mark on all "
+        "four panels; the confidence on the gradients of all layers but the last, and with them on the last panel; the "
+        "learning rate on the last panel alone. With BatchNorm the gain no longer moves the activations, "
         "but still the size of the steps: the same gradient turns larger weights less.",
         {
             "gain": Slider("gain", GAINS, TANH.gain),
@@ -297,7 +297,7 @@ def blind_diagnosis() -> Game:
     costs = {
         "read six rows of the batch": 0,
         "the loss at step 0": 32,
-        "a checkup": 64,
+        "a checkup": 32 + 16,
         "one batch by heart": 90 * 32,
         "against a network that sees nothing": 2 * len(TRIED) * 80 * 32,
     }

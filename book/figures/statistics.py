@@ -49,7 +49,7 @@ def power() -> Moving:
     return Moving(
         "power",
         "What an experiment of n seeds finds",
-        "Eight seeds find a true difference of 0.9 standard deviations in little more than half of all experiments, "
+        "Eight seeds find a true difference of 0.9 standard deviations in about six of ten experiments, "
         "one of 0.3 in one of nine. What they find then is reported almost three times too large, since only luck "
         "gets it past the limit. Sixteen comparisons of nothing have a false finding in more than half of all cases; "
         "dividing the level by their number prevents that, at a price in power.",
