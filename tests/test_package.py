@@ -1,6 +1,7 @@
 """The library as somebody gets it who installs it: built from a clean copy, imported from what was built."""
 
 import functools
+import json
 import shutil
 import subprocess
 import sys
@@ -19,28 +20,58 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 # On a busy machine a second thread costs more than it brings.
 ALONE = {"PATH": "", "OMP_NUM_THREADS": "1"}
 
-# In an environment with the four dependencies, and what these import themselves, nothing else can be imported.
-IMPORT = """
-import importlib, pkgutil, sys
-import matplotlib.axes, numpy, scipy.integrate, scipy.special, torch
+# In an environment with the four dependencies nothing else can be imported.
+RUN = """
+import importlib, json, os, pkgutil, random, sys
+
+tried = []
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in ("tqdm", "IPython", "pooch", "pytest", "nbformat"):
+            tried.append(name)
             raise ModuleNotFoundError(name)
 
-for name in [m for m in sys.modules if m.split(".")[0] in ("tqdm", "IPython")]:
-    del sys.modules[name]
 sys.meta_path.insert(0, Absent())
+import matplotlib, numpy, torch
+
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+
+def state():
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": numpy.random.get_state()[1].tolist(),
+        "python": str(random.getstate()),
+        "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+        "dtype": [str(torch.get_default_dtype()), torch.is_grad_enabled()],
+        "style": {k: str(v) for k, v in dict.items(matplotlib.rcParams)},
+        "printing": str(torch._tensor_str.PRINT_OPTS),
+        "environment": dict(os.environ),
+        "directory": sorted(os.listdir()),
+    }
+
+before = state()
+tried.clear()
 import mmlib
 names = [m.name for m in pkgutil.walk_packages(mmlib.__path__, "mmlib.")]
 for name in names:
     importlib.import_module(name)
+after = state()
+found = {
+    "file": mmlib.__file__,
+    "version": mmlib.__version__,
+    "modules": names,
+    "changed": [k for k in before if before[k] != after[k]],
+    "opened": [f for f in opened if f.lower().endswith("names.txt")],
+    "loaded": [m for m in (*tried, *sys.modules) if m == "matplotlib.pyplot" or m.split(".")[0] == "IPython"],
+}
+
 from mmlib import data, models, rng, train
 corpus = data.corpus()
 model = models.MLP(width=4, depth=1).build(rng.generator(0, "weights"))
 history = train.train(model, data.minibatches(corpus.dev, 4, 3, generator=rng.generator(0, "b")), lr=0.1, progress=True)
-print(mmlib.__file__, mmlib.__version__, len(names), len(history.loss.steps))
+print(json.dumps({**found, "steps": len(history.loss.steps)}))
 """
 
 
@@ -102,11 +133,24 @@ def test_a_wheel_from_the_sdist_is_the_wheel(unpacked):
     assert contents(unpacked("sdist")) == contents(unpacked("wheel"))
 
 
-def test_it_trains_with_nothing_else_installed(unpacked, tmp_path):
-    installed = unpacked("wheel")
-    command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(installed)!r})\n{IMPORT}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, env=ALONE)
+@pytest.fixture(scope="module")
+def alone(unpacked, tmp_path_factory):
+    """What a fresh process says that imports all of the wheel, and trains. A second one would import torch again."""
+    code = f"import sys; sys.path.insert(0, {str(unpacked('wheel'))!r})\n{RUN}"
+    place = tmp_path_factory.mktemp("alone")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, timeout=120, env=ALONE
+    )
     assert done.returncode == 0, done.stderr
-    file, version, modules, steps = done.stdout.split()
-    assert Path(file) == installed / "mmlib" / "__init__.py" and version == mmlib.__version__
-    assert int(modules) > 20 and int(steps) == 3
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_nothing_happens_at_import(alone):
+    """No random state, thread count, style or environment changes; the corpus is not read."""
+    assert {key: alone[key] for key in ("changed", "opened", "loaded")} == {"changed": [], "opened": [], "loaded": []}
+
+
+def test_it_trains_with_nothing_else_installed(alone, unpacked):
+    assert Path(alone["file"]) == unpacked("wheel") / "mmlib" / "__init__.py" and alone["version"] == mmlib.__version__
+    assert len(alone["modules"]) > 20 and alone["steps"] == 3
