@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -327,6 +327,7 @@ def test_values_are_numbers_or_refused(a, b, operation):
 
 
 @pytest.mark.parametrize("norm", [None, BatchNorm1d, RMSNorm])
+@settings(max_examples=25)  # an example trains up to four networks
 @given(replicas=st.integers(1, 3), width=sizes, depth=st.integers(0, 2), block=st.integers(1, 3), seed=seeds)
 def test_any_mlp_trains_stacked_as_alone(norm, replicas, width, depth, block, seed):
     recipe = MLP(tokens=5, block_size=block, embedding=3, width=width, depth=depth, norm=norm)
