@@ -48,8 +48,9 @@ def test_it_starts_with_these_modules_and_with_nothing_else(kernel, tmp_path):
 
 def test_a_signal_reaches_it_alone(kernel):
     assert said(kernel, "print(json.dumps([os.getpgrp(), os.getpid()]))") != [os.getpgrp(), os.getpid()]
-    kernel.kc.execute("import time; time.sleep(60)")
-    time.sleep(0.5)
+    kernel.kc.execute("import time; print('asleep', flush=True); time.sleep(60)")
+    while kernel.get_message("iopub", timeout=30)["content"].get("text") != "asleep\n":
+        pass
     kernel.interrupt()
     assert kernel.get_message("shell", timeout=30)["content"]["ename"] == "KeyboardInterrupt"
 
