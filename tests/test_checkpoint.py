@@ -174,6 +174,7 @@ def test_the_run_of_something_else_is_refused_and_nothing_changes(corpus, tmp_pa
 
 
 def goes_on_for_ever(path, corpus, saved):
+    torch.set_num_threads(1)  # others do not survive a fork
     model, g = MLP(width=8, depth=1).build(generator(0, "weights")), generator(0, "batches")
     history = None
     while True:
