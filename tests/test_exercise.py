@@ -267,14 +267,26 @@ def asleep(*_):
     time.sleep(60)
 
 
-@pytest.mark.parametrize("answer", [forever, stubborn, asleep, lambda *x: forever()])
-def test_an_answer_that_does_not_return_is_stopped(answer):
+@pytest.mark.parametrize(
+    "answer, after", [(forever, [0.05]), (stubborn, [0.05, 0.5]), (asleep, [0.5]), (lambda *x: forever(), [0.05])]
+)
+def test_an_answer_that_does_not_return_is_stopped(answer, after):  # computing, or waiting ten times as long
     handler, started = signal.getsignal(signal.SIGALRM), time.monotonic()
     said = verdict("ex-08-edge", answer, seconds=0.05)
-    assert said == "ex-08-edge: not yet. Your answer was stopped after 0.05 seconds; is there a loop that never ends?"
+    stopped = "ex-08-edge: not yet. Your answer was stopped after {} seconds; is there a loop that never ends?"
+    assert said in map(stopped.format, after)
     assert time.monotonic() - started < 30
     assert signal.getsignal(signal.SIGALRM) is handler and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     time.sleep(0.02)  # no strike comes late: there is one every thousandth of a second
+
+
+def test_an_answer_that_waits_has_time_to_compute():
+    def late(s, L):
+        time.sleep(0.1)
+        return 2 / (L * s ** (2 - 2 / L))
+
+    cases = len(EXERCISES["ex-08-edge"].cases)
+    assert verdict("ex-08-edge", late, seconds=0.05 * cases) == "ex-08-edge: right."
 
 
 def test_a_timer_of_somebody_else_goes_on():

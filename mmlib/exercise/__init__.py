@@ -4,6 +4,7 @@ import difflib
 import signal
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -23,26 +24,32 @@ EXERCISES: dict[str, Exercise] = {
 
 
 class _TooLong(BaseException):
-    """No Exception, which an answer might catch."""
+    """After how many seconds. No Exception, which an answer might catch."""
 
 
 def _run(call: Callable[[], Any]) -> Any:
     return call()
 
 
-def _strike(signum: int, frame: FrameType | None) -> None:
-    # Outside of the answer, as when it has just returned, nothing is to be stopped.
-    while frame is not None:
-        if frame.f_code is _run.__code__:
-            raise _TooLong
-        frame = frame.f_back
-
-
 def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What `call` returns. Raises _TooLong after that time, in a main thread of a system with interval timers."""
+    """What `call` returns. Raises _TooLong after that much computing, or ten times as long by the clock.
+
+    It does so in the main thread of a system with interval timers.
+    """
     if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         return _run(call)
-    handler, timer = signal.signal(signal.SIGALRM, _strike), signal.getitimer(signal.ITIMER_REAL)
+    computed, began = time.thread_time(), time.monotonic()
+
+    def strike(signum: int, frame: FrameType | None) -> None:
+        # On a busy machine the clock goes on while the answer waits for a processor; one that sleeps computes nothing.
+        long = time.thread_time() - computed >= seconds
+        # Outside of the answer, as when it has just returned, nothing is to be stopped.
+        while frame is not None and (long or time.monotonic() - began >= 10 * seconds):
+            if frame.f_code is _run.__code__:
+                raise _TooLong(f"{seconds if long else 10 * seconds:g}")
+            frame = frame.f_back
+
+    handler, timer = signal.signal(signal.SIGALRM, strike), signal.getitimer(signal.ITIMER_REAL)
     # Again and again: an answer may catch everything, but only where it tries to; one strike will fall elsewhere.
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.001)
     try:
@@ -66,8 +73,8 @@ def verdict(name: str = "", answer: Any = None, *, seconds: float = 10.0) -> str
         return f"{name}: no answer yet. It asks for {exercise.asks}."
     try:
         words = _within(seconds, lambda: exercise.wrong(answer))
-    except _TooLong:
-        return f"{name}: not yet. Your answer was stopped after {seconds:g} seconds; is there a loop that never ends?"
+    except _TooLong as error:
+        return f"{name}: not yet. Your answer was stopped after {error} seconds; is there a loop that never ends?"
     except WrongType as error:
         return f"{name}: not yet. What is asked cannot be read from this: {error}."
     except (Exception, SystemExit) as error:
@@ -80,9 +87,10 @@ def check(name: str = "", answer: Any = None, *, seconds: float = 10.0) -> None:
 
     An answer is a number, a list of numbers, a set of items, or a function, as the exercise asks. No exception escapes
     but the reader's own interrupt: no answer, one of another type, a function that raises and one that does not return
-    within `seconds` are each told in a sentence, and the notebook goes on. The limit is an interval timer (SIGALRM). It
-    holds in the main thread on Linux and macOS, where a notebook runs its cells, and for an endless loop in Python; on
-    Windows, in another thread and within one call into compiled code there is none, and the kernel's interrupt remains.
+    within `seconds` of computing, or ten times as long by the clock, are each told in a sentence, and the notebook goes
+    on. The limit is an interval timer (SIGALRM). It holds in the main thread on Linux and macOS, where a notebook runs
+    its cells, and for an endless loop in Python; on Windows, in another thread and within one call into compiled code
+    there is none, and the kernel's interrupt remains.
 
     >>> check('ex-00-none', 1)
     There is no exercise 'ex-00-none' to check; did you mean 'ex-06-funnel'?
