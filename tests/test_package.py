@@ -97,7 +97,7 @@ def unpacked(tmp_path_factory):
 
         if which == "sdist":
             with tarfile.open(built("sdist", source)) as archive:
-                archive.extractall(place / "unpacked", filter="data")
+                archive.extractall(place / "unpacked")
             (source,) = (place / "unpacked").iterdir()
         with zipfile.ZipFile(built("wheel", source)) as archive:
             archive.extractall(place / "installed")
