@@ -11,7 +11,6 @@ os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.pop("MPLBACKEND", None)
 
 import pytest
-import xdist
 from nbval.plugin import IPyNbFile
 
 pytest_plugins = ["pytester", "tests.plugins.outputs", "tests.plugins.kernels"]
@@ -21,8 +20,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart(session):
-    # The process that only hands tests out to others need not wait for torch.
-    if not xdist.is_xdist_controller(session):
+    # The process that only hands tests out to others need not wait for torch. (Without pytest-xdist there is none.)
+    if session.config.getoption("dist", "no") == "no" or hasattr(session.config, "workerinput"):
         session.config.pluginmanager.import_plugin("tests.plugins.fixtures")
 
 
