@@ -1,5 +1,6 @@
 """Rounding noise on purpose: what any other processor might have computed."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,7 +46,7 @@ def noise(seed: int) -> Iterator[None]:
 class _Noise(TorchFunctionMode):
     def __init__(self, *, generator: torch.Generator) -> None:
         super().__init__()
-        self._generator = generator
+        self._starts = _places(generator)
         # Drawn once and read round and round from a random place: a draw for each element would cost more than tanh.
         self._u = torch.randint(-1, 2, (_DRAWN,), generator=generator, dtype=torch.int8)
         self._factors: dict[torch.dtype, Tensor] = {}
@@ -69,8 +70,15 @@ class _Noise(TorchFunctionMode):
 
     def _factor(self, x: Tensor) -> Tensor:
         """1 + u eps for every element of x."""
-        if x.dtype not in self._factors:
-            self._factors[x.dtype] = 1 + self._u.to(x.dtype) * torch.finfo(x.dtype).eps
-        start, n = int(torch.randint(_DRAWN, (), generator=self._generator)), x.numel()
-        place = slice(start, start + n) if start + n <= _DRAWN else torch.arange(start, start + n) % _DRAWN
-        return self._factors[x.dtype][place].view(x.shape)
+        start, n = next(self._starts), x.numel()
+        factors = self._factors.get(x.dtype)
+        if factors is None or len(factors) < _DRAWN + n:  # from every start on, as many as there are elements
+            u = self._u.repeat(1 + math.ceil(n / _DRAWN))
+            factors = self._factors[x.dtype] = 1 + u.to(x.dtype) * torch.finfo(x.dtype).eps
+        return factors[start : start + n].view(x.shape)
+
+
+def _places(generator: torch.Generator) -> Iterator[int]:
+    """One draw for many gives the same numbers as a draw each, for less."""
+    while True:
+        yield from torch.randint(_DRAWN, (1024,), generator=generator).tolist()
