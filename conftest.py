@@ -1,4 +1,4 @@
-"""One thread, no window, and the comparison of outputs: for the unit tests and for the chapters alike."""
+"""One thread, and the comparison of outputs: for the unit tests and for the chapters alike."""
 
 import gc
 import os

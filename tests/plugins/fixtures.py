@@ -1,4 +1,4 @@
-"""What several test files share: the corpus, random tensors that are given, and a watch on the global random state."""
+"""What several test files share: no window, the corpus, given random tensors, a watch on the global random state."""
 
 import random
 
