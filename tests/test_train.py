@@ -456,6 +456,14 @@ def test_a_context_that_occurs_often_is_computed_once(corpus):
     assert got == pytest.approx(F.cross_entropy(model(data.contexts), data.targets).item(), rel=1e-12)
 
 
+def test_long_contexts_are_told_apart(symbols):
+    data = Examples(symbols(300, 8, tokens=3), symbols(300))  # keys that run over, so that symbols may only fall
+    model = mlp(block_size=8)
+    assert evaluate(model, data) == pytest.approx(
+        F.cross_entropy(model(data.contexts), data.targets).item(), rel=1e-12
+    )
+
+
 @pytest.mark.parametrize("at_once, n", [(1, 500), (7, 500), (100, 500), (10**6, 500), (10**6, 1)])
 def test_evaluation_in_chunks_is_one_pass(at_once, n, corpus, monkeypatch):
     data = Examples(*(x[:n] for x in corpus.dev))
