@@ -46,7 +46,7 @@ def noise(seed: int) -> Iterator[None]:
 class _Noise(TorchFunctionMode):
     def __init__(self, *, generator: torch.Generator) -> None:
         super().__init__()
-        self._starts = _places(generator)
+        self._starts = _places(generator=generator)
         # Drawn once and read round and round from a random place: a draw for each element would cost more than tanh.
         self._u = torch.randint(-1, 2, (_DRAWN,), generator=generator, dtype=torch.int8)
         self._factors: dict[torch.dtype, Tensor] = {}
@@ -78,7 +78,7 @@ class _Noise(TorchFunctionMode):
         return factors[start : start + n].view(x.shape)
 
 
-def _places(generator: torch.Generator) -> Iterator[int]:
+def _places(*, generator: torch.Generator) -> Iterator[int]:
     """One draw for many gives the same numbers as a draw each, for less."""
     while True:
         yield from torch.randint(_DRAWN, (1024,), generator=generator).tolist()
