@@ -7,23 +7,8 @@ import torch
 from benchmarks.checkup import run
 from benchmarks.checkup.faults import FAULTS, data
 from benchmarks.checkup.healthy import HEALTHY
-from benchmarks.checkup.programs import Kind, Program, Trial, fault, kind, trained
+from benchmarks.checkup.programs import Kind, Program, Trial, fault, kind
 from mmlib.checkup import RULES
-
-
-@pytest.fixture(scope="module", autouse=True)
-def large_networks_are_trained_for_a_few_steps():
-    """They take tens of milliseconds a step; what a trained network gives shows early. Long trainings of MLPs stay."""
-    programs = [program.make.__globals__ for program in (*FAULTS.values(), *HEALTHY.values())]
-
-    def shorter(trial: Trial, steps: int, **options) -> Trial:
-        return trained(trial, min(steps, 20) if steps <= 100 else steps, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        for names in programs:
-            if "trained" in names:
-                patch.setitem(names, "trained", shorter)
-        yield
 
 
 def measured(trial: Trial) -> tuple:

@@ -297,7 +297,7 @@ def blind_diagnosis() -> Game:
     costs = {
         "read six rows of the batch": 0,
         "the loss at step 0": 32,
-        "a checkup": 32 + 16,
+        "a checkup": 32 + 16,  # some go forward again while one of them is exchanged
         "one batch by heart": 90 * 32,
         "against a network that sees nothing": 2 * len(TRIED) * 80 * 32,
     }
