@@ -42,9 +42,9 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 
     def strike(signum: int, frame: FrameType | None) -> None:
         # On a busy machine the clock goes on while the answer waits for a processor; one that sleeps computes nothing.
-        long = time.thread_time() - computed >= seconds
+        long, late = time.thread_time() - computed >= seconds, time.monotonic() - began >= 10 * seconds
         # Outside of the answer, as when it has just returned, nothing is to be stopped.
-        while frame is not None and (long or time.monotonic() - began >= 10 * seconds):
+        while frame is not None and (long or late):
             if frame.f_code is _run.__code__:
                 raise _TooLong(f"{seconds if long else 10 * seconds:g}")
             frame = frame.f_back
