@@ -118,3 +118,11 @@ def test_more_elements_than_were_drawn():
 def test_a_seed_is_a_whole_number():
     with pytest.raises(TypeError, match="seed: an integer is needed, got 'a'"), noise("a"):
         pass
+
+
+def test_the_same_call_again_is_rounded_in_another_way():
+    x = torch.linspace(0, 1, 1000)
+    with noise(1):
+        once, again = x.exp(), x.exp()
+    assert not torch.equal(once, again)
+    torch.testing.assert_close(once, again, rtol=1e-6, atol=0)
