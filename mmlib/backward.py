@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmlib.activations import Activation
+from mmlib.losses import integers, outside
 
 
 class LinearGrad(NamedTuple):
@@ -106,7 +107,8 @@ def cross_entropy_backward(logits: Tensor, targets: Tensor) -> Tensor:
 
     Each example's loss is log sum_k exp z_k - z_target: the first term's derivative is softmax(z), the second's -1 at
     the target. Logits (..., batch, classes), integer targets (..., batch); where there are leading axes, each model has
-    the gradient of its own loss. Raises ValueError for a target outside the classes, or shapes that do not fit.
+    the gradient of its own loss. Raises ValueError for a target outside the classes, other kinds of numbers, or shapes
+    that do not fit.
 
     >>> import torch
     >>> cross_entropy_backward(torch.zeros(1, 2), torch.tensor([1])).tolist()
@@ -116,8 +118,7 @@ def cross_entropy_backward(logits: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(
             f"cross_entropy_backward: logits {tuple(logits.shape)} do not fit targets {tuple(targets.shape)}"
         )
-    classes = logits.shape[-1]
-    outside = targets[(targets < 0) | (targets >= classes)]
-    if len(outside):
-        raise ValueError(f"cross_entropy_backward: target {outside[0]} is outside the classes, 0 to {classes - 1}")
+    targets, classes = integers("cross_entropy_backward", "targets", targets), logits.shape[-1]
+    if ((targets < 0) | (targets >= classes)).any():
+        raise ValueError(f"cross_entropy_backward: target {outside(targets, classes)}")
     return (logits.softmax(-1) - F.one_hot(targets, classes)) / targets.shape[-1]

@@ -75,7 +75,7 @@ class Norm(nn.Module):
         kind, weight = type(self).__name__, tuple(self.weight.shape)
         if not x.is_floating_point():
             raise ValueError(f"{kind}: a floating-point tensor is needed, got {x.dtype}")
-        if self.weight.dtype in _HALF and x.dtype != self.weight.dtype:
+        if x.dtype != self.weight.dtype and (x.dtype not in _HALF or self.weight.dtype != torch.float32):
             raise ValueError(f"{kind}: input of {x.dtype} does not fit weights of {self.weight.dtype}")
         if x.dim() < 2 or x.shape[-1] != weight[-1] or (len(weight) > 1 and x.shape[:-2] != weight[:-1]):
             raise ValueError(f"{kind}: input {tuple(x.shape)} does not fit weight {weight}")

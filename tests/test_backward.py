@@ -178,8 +178,21 @@ def test_targets_that_do_not_fit_are_refused(n):
 
 @pytest.mark.parametrize("target", [5, 6, -1])
 def test_the_first_target_outside_the_classes_is_named(target):
-    with pytest.raises(ValueError, match=f"target {target} is outside the classes, 0 to 4"):
+    where = rf"^cross_entropy_backward: target symbol {target} at position \[1\] is outside the vocabulary, 0 to 4$"
+    with pytest.raises(ValueError, match=where):
         cross_entropy_backward(torch.ones(3, 5), torch.tensor([0, target, -7]))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_any_integer_is_a_target(dtype):
+    logits, targets = torch.tensor([[0.0, 1.0, 2.0], [3.0, 1.0, 0.5]]), torch.tensor([2, 0])
+    assert torch.equal(cross_entropy_backward(logits, targets.to(dtype)), cross_entropy_backward(logits, targets))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_targets_that_are_no_integers_are_refused(dtype):
+    with pytest.raises(ValueError, match=f"^cross_entropy_backward: integer targets are needed, got {dtype}$"):
+        cross_entropy_backward(torch.ones(2, 3), torch.ones(2, dtype=dtype))
 
 
 def test_gradients_of_a_single_case_by_arithmetic():

@@ -445,9 +445,21 @@ def test_moments_in_half_precision_are_float32():
         moments(x[:0], -2)
 
 
-def test_inputs_that_are_wider_than_half_precision_weights_are_refused():
-    with pytest.raises(ValueError, match=r"LayerNorm: input of torch\.float32 does not fit weights of torch\.float16"):
-        LayerNorm(4).half()(normal(2, 4))
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize(
+    ("x", "weights"),
+    [
+        (torch.float32, torch.float16),
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float64),
+        (torch.float16, torch.float64),
+    ],
+)
+def test_inputs_of_another_precision_than_the_weights_are_refused(kind, x, weights):
+    layer = PAIRS[kind][0](4).to(weights)
+    for mode in (layer.train(), layer.eval()):
+        with pytest.raises(ValueError, match=rf"^{kind}: input of {x} does not fit weights of {weights}$"):
+            mode(torch.ones(2, 4, dtype=x))
 
 
 @pytest.mark.parametrize("momentum", [None, "0.1", math.nan, -0.1])
