@@ -152,6 +152,7 @@ def test_noise_finds_digits_of_the_processor(verdicts):
         "exact": (says("print(bool((x.exp() == x.exp()).all()))", "True", "exact"), "PASSED"),
         "exact, and not needed": (says("print(1)", "1", "exact"), "FAILED"),
         "noise is back": (says("print(bool((x.exp() == x.exp()).all()))", "False"), "PASSED"),
+        "the global random state is the seed's": (says("print(torch.initial_seed())", "1"), "PASSED"),
     }
     found, text = verdicts([cell for cell, _ in cells.values()], "--noise=1")
     assert dict(zip(cells, found, strict=True)) == {name: verdict for name, (_, verdict) in cells.items()}

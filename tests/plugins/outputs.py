@@ -7,9 +7,10 @@
 - What is written to stderr is not compared; tests/test_book.py admits none in a stored notebook.
 - An output of any other kind, or a picture that cannot be read, is an error that names notebook and cell.
 
-With --noise SEED every chapter runs under rounding noise (mmlib.noise), which its kernel's start-up file switches on. A
-cell whose very subject is exact arithmetic carries the tag `exact`: it has to fail under noise, or the tag is not
-needed, and is then run again without.
+With --noise SEED every chapter runs under rounding noise (mmlib.noise), which its kernel's start-up file switches on.
+The file seeds torch's global random state too, which is another one in every process otherwise: what fails under a seed
+fails under it again. A cell whose very subject is exact arithmetic carries the tag `exact`: it has to fail under noise,
+or the tag is not needed, and is then run again without.
 """
 
 import base64
@@ -142,9 +143,11 @@ class Cell(nbval.plugin.IPyNbCell):
 
 
 _STARTUP = """
+import torch
 from IPython import get_ipython
 from mmlib.noise import noise
 
+torch.manual_seed({seed} % 2**63)
 switch = noise({seed})
 switch.__enter__()
 
