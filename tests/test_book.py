@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 import mmlib
+from mmlib.table import LINE
 
 ROOT = Path(__file__).parent.parent
 CHAPTERS = sorted((ROOT / "book").glob("*.ipynb"))
@@ -218,3 +219,11 @@ def test_what_stands_open_is_short_and_computes(path):
     lines = list(itertools.chain(*cells))
     shown = [line for line in lines if SHOWN.search(line)]
     assert len(shown) <= 0.1 * len(lines), f"{path.name}: {len(shown)} of {len(lines)} open lines print or draw"
+
+
+@every_chapter
+def test_a_line_of_code_fits_the_page(path):
+    for where, cell in code_cells(path):
+        if not FOLDED & set(cell.metadata.get("tags", [])):
+            long = [line for line in cell.source.splitlines() if len(line) > LINE]
+            assert not long, f"{where}: lines of more than {LINE} characters scroll on the page: {long}"
