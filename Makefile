@@ -118,10 +118,12 @@ test-portable: env
 # One seed is one processor that rounds in its own way.
 SEEDS ?= 1 2 3 4 5
 
+# The shell is given SEEDS as it stands, to be read as words and nothing else.
+test-noise: export SEEDS := $(SEEDS)
 test-noise: env
-	@for seed in $(SEEDS); do case $$seed in *[!0-9]*) \
-	  echo "SEEDS: whole numbers are needed, such as SEEDS='1 2 3', got '$$seed'" >&2; exit 2;; esac; done
-	@failed=; for seed in $(SEEDS); do echo "noise seed $$seed"; \
+	@set -f; for seed in $${SEEDS:-none}; do case $$seed in *[!0-9]*) \
+	  echo "SEEDS: whole numbers are needed, such as SEEDS='1 2 3', got '$$SEEDS'" >&2; exit 2;; esac; done
+	@failed=; for seed in $$SEEDS; do echo "noise seed $$seed"; \
 	  $(BIN)/python -m pytest book $(NBVAL) --numprocesses=2 -q --noise=$$seed $(ARGS) || failed+=" $$seed"; \
 	done; test -z "$$failed" || { echo "noise seeds under which the book does not hold:$$failed" >&2; exit 1; }
 

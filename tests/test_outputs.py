@@ -5,12 +5,15 @@ import io
 import json
 import multiprocessing.forkserver  # noqa: F401  # what a run within this one imports is imported anew by the next
 import re
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mmlib.noise import noise
 from tests.plugins import outputs
 from tests.plugins.outputs import Picture, Text
 
@@ -29,6 +32,8 @@ SAME = {
     "a sign in a column": ("x -0.0 |", "x  0.0 |"),
     "a decimal place that is a zero": ("0.1", "0.0999"),
     "a minus sign of its own": ("\u22121.5", "\u22121.6"),
+    "a unit of a number with thousands": ("1,999.9", "2,000.0"),
+    "beyond all exponents": ("1e9999999999999999999", "1e9999999999999999999"),
 }
 DIFFERENT = {
     "two units of the last place": ("loss 3.2958", "loss 3.2960"),
@@ -52,6 +57,13 @@ DIFFERENT = {
     "a space in a sentence": ("a unit", "a  unit"),
     "a column moved": ("tanh 0.1", "tanh  0.1"),
     "a line added": ("0.1", "0.1\n"),
+    "a number of more decimals": ("0.1", "0.1999"),
+    "a number in another place": ("0.1 a", "a 0.1"),
+    "a sign of the place of a number": ("0.1\0", "\x000.1"),
+    "a plus sign": ("+0.5", "0.5"),
+    "another minus sign": ("-0.5", "\u22120.5"),
+    "two units of a number with thousands": ("1,000.0", "1,000.2"),
+    "another exponent beyond all": ("1e9999999999999999999", "1e9999999999999999998"),
 }
 
 
@@ -67,25 +79,58 @@ def test_what_says_something_else(stored, new):
     assert (Text(stored) == new) is False
 
 
-def png(shift=0, noise=0, height=100):
-    """A white picture with a black curve; `shift` moves it, `noise` brightens single pixels by one of 255."""
-    pixels = np.full((height, 200, 3), 255, np.uint8)
+def png(shift=0, noise=0, height=100, colour=(0, 0, 0), mark=0, alpha=255, frames=1):
+    """A white picture with a curve; `shift` moves it, `noise` darkens pixels by one of 255, `mark` draws a square."""
+    pixels = np.full((height, 200, 4), 255, np.uint8)
     across = np.arange(20, 180)
     for thickness in range(3):
-        pixels[40 + shift + thickness + (10 * np.sin(across / 20)).astype(int), across] = 0
-    pixels[5, 20 : 20 + noise] = 254
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png")
+        pixels[40 + shift + thickness + (10 * np.sin(across / 20)).astype(int), across, :3] = colour
+    pixels[5, 20 : 20 + noise, :3] = 254
+    pixels[80 : 80 + mark, 10 : 10 + mark, :3] = 0
+    pixels[..., 3] = alpha
+    image, buffer = Image.fromarray(pixels), io.BytesIO()
+    others = [Image.fromarray(255 - pixels)] * (frames - 1)
+    image.save(buffer, "png", save_all=frames > 1, append_images=others)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def test_pictures_are_compared_by_their_pixels():
-    assert Picture(png()) == png(noise=9)
-    assert Picture(png()) != png(shift=2)
-    assert Picture(png()) != png(height=101)
+ALIKE = {
+    "the same": {},
+    "a few pixels by one": {"noise": 9},
+    "all by little": {"colour": (7, 7, 7)},
+    "a dot": {"mark": 1},
+}
+UNLIKE = {
+    "a moved curve": {"shift": 2},
+    "another size": {"height": 101},
+    "a colour as bright": {"colour": (0, 0, 60)},
+    "more than little": {"colour": (30, 30, 30)},
+    "a mark": {"mark": 4},
+    "a picture that cannot be seen": {"alpha": 0},
+}
 
 
-@pytest.mark.parametrize("broken", [png()[:200], "iVBORw0KGgo", "none", base64.b64encode(b"text").decode()])
+@pytest.mark.parametrize("other", ALIKE.values(), ids=ALIKE)
+def test_pictures_that_look_alike(other):
+    assert Picture(png()) == png(**other) and Picture(png(**other)) == png()
+    assert (Picture(png()) != png(**other)) is False
+
+
+@pytest.mark.parametrize("other", UNLIKE.values(), ids=UNLIKE)
+def test_pictures_that_do_not(other):
+    assert Picture(png()) != png(**other) and Picture(png(**other)) != png()
+    assert (Picture(png()) == png(**other)) is False
+
+
+@pytest.mark.parametrize("mark, is_seen", [(2, False), (4, True)])
+def test_a_small_mark_in_a_large_picture(mark, is_seen):
+    assert (Picture(png(height=2000)) != png(height=2000, mark=mark)) is is_seen
+
+
+BROKEN = [png()[:200], "iVBORw0KGgo", "none", base64.b64encode(b"text").decode(), png(frames=2), 3]
+
+
+@pytest.mark.parametrize("broken", BROKEN)
 def test_a_picture_that_cannot_be_read_is_said(broken):
     with pytest.raises(ValueError, match="a picture cannot be read"):
         outputs.pixels(broken)
@@ -95,6 +140,18 @@ def shows(picture, stored, kind="image/png"):
     source = f"import base64\nfrom IPython.display import Image\nImage(base64.b64decode({picture!r}))"
     data = {kind: stored, "text/plain": "<IPython.core.display.Image object>"}
     return source, [nbformat.v4.new_output("execute_result", data, execution_count=1)], []
+
+
+def shown_and_said(new, stored):
+    """A cell that gives outputs in one order, stored in another."""
+    given = "from IPython.display import Image, display\nimport base64\n"
+    lines = {"text": "print(1, flush=True)", "picture": f"display(Image(base64.b64decode({png()!r})))"}
+    data = {"image/png": png(), "text/plain": "<IPython.core.display.Image object>"}
+    outputs = {
+        "text": nbformat.v4.new_output("stream", name="stdout", text="1\n"),
+        "picture": nbformat.v4.new_output("display_data", data),
+    }
+    return given + "\n".join(lines[each] for each in new), [outputs[each] for each in stored], []
 
 
 def says(source, stored, *tags, name="stdout"):
@@ -136,11 +193,19 @@ def test_nbval_finds_what_differs(verdicts):
         "a warning": (says("import sys; print('2', file=sys.stderr)", "1", name="stderr"), "PASSED"),
         "output was not stored": (("print(1)", [], []), "FAILED"),
         "output was not made": (says("pass", "1"), "FAILED"),
+        "a stream of another name": (says("pass", "1", name="metadata"), "FAILED"),
+        "text that is overwritten": (says("print('0.5')", "all is wrong\r0.5"), "FAILED"),
+        "text before a picture": (shown_and_said(("text", "picture"), ("text", "picture")), "PASSED"),
+        "another order": (shown_and_said(("text", "picture"), ("picture", "text")), "FAILED"),
+        "a picture that is broken when it is new": (shows(png()[:300], png()), "FAILED"),
     }
     found, text = verdicts([cell for cell, _ in cells.values()])
     assert dict(zip(cells, found, strict=True)) == {name: verdict for name, (_, verdict) in cells.items()}
     assert "small.ipynb, cell 4: a picture cannot be read" in text
     assert "small.ipynb, cell 5: an output of kind application/pdf cannot be compared, only image/png" in text
+    assert "small.ipynb, cell 12: a stream 'metadata' cannot be compared, only stdout" in text
+    assert "small.ipynb, cell 13: a carriage return hides what stands before it" in text
+    assert "small.ipynb, cell 16: a picture cannot be read" in text
 
 
 def test_noise_finds_digits_of_the_processor(verdicts):
@@ -151,6 +216,8 @@ def test_noise_finds_digits_of_the_processor(verdicts):
         "all digits": (says("print(f'{(x.exp() - x.exp()).abs().max().item():.1e}')", "0.0e+00"), "FAILED"),
         "exact": (says("print(bool((x.exp() == x.exp()).all()))", "True", "exact"), "PASSED"),
         "exact, and not needed": (says("print(1)", "1", "exact"), "FAILED"),
+        "exact, and wrong": (says("print(bool((x.exp() == x.exp()).all()))", "False!", "exact"), "FAILED"),
+        "exact after that": (says("print(bool((x.exp() == x.exp()).all()))", "True", "exact"), "PASSED"),
         "noise is back": (says("print(bool((x.exp() == x.exp()).all()))", "False"), "PASSED"),
         "the global random state is the seed's": (says("print(torch.initial_seed())", "1"), "PASSED"),
     }
@@ -162,3 +229,37 @@ def test_noise_finds_digits_of_the_processor(verdicts):
 def test_a_seed_that_is_no_number(verdicts):
     _, text = verdicts([], "--noise=one")
     assert "--noise: a seed is a whole number, such as 1, got 'one'" in text
+
+
+def test_each_noise_seed_is_another_noise(monkeypatch):
+    x, magic = torch.linspace(0, 1, 1000), {}
+    shell = SimpleNamespace(register_magic_function=lambda function, magic_name: magic.update({magic_name: function}))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    for seed in (1, 2, 10**30):
+        with torch.random.fork_rng():
+            exec(outputs._STARTUP.format(seed=seed), {})
+            assert torch.initial_seed() == seed % 2**63
+        magic["noise"]("on")
+        noisy = x.exp()
+        magic["noise"]("off")
+        with noise(seed):
+            assert torch.equal(x.exp(), noisy)
+        assert not torch.equal(x.exp(), noisy)
+
+
+def test_noise_that_cannot_be_switched_on_is_said(verdicts, monkeypatch):
+    monkeypatch.setattr(outputs, "_STARTUP", "raise RuntimeError('seed {seed}')")
+    found, text = verdicts([says("print(1)", "1")], "--noise=1")
+    assert found == ["FAILED"]
+    assert (
+        "small.ipynb, cell 1: noise cannot be switched on: UsageError: Line magic function `%noise` not found" in text
+    )
+
+
+@pytest.mark.parametrize("broken", ['{"cells": [', "", "[]", '{"cells": [{}], "metadata": {}, "nbformat": 4}', "\xff"])
+def test_a_file_that_is_no_notebook_is_said(pytester, broken):
+    (pytester.path / "conftest.py").write_text('pytest_plugins = ["tests.plugins.outputs"]\n')
+    (pytester.path / "broken.ipynb").write_bytes(broken.encode("latin-1"))
+    text = pytester.runpytest_inprocess("--nbval", "--nbval-current-env").stdout.str()
+    assert "broken.ipynb is no notebook: " in text
+    assert "Traceback" not in text and len(text.splitlines()) < 20
