@@ -295,8 +295,7 @@ def test_noise_does_not_end():
 def test_tensors_of_any_layout_and_device():
     x = torch.eye(3).to_sparse()
     with noise(0):
-        assert torch.equal(torch.sparse.sum(x, 0).to_dense(), torch.ones(3))
-        assert x.sum().item() == pytest.approx(3)
+        torch.testing.assert_close(x.tanh().to_dense(), torch.eye(3).tanh())
         assert torch.zeros(3, device="meta").exp().shape == (3,)
 
 

@@ -33,6 +33,7 @@ SAME = {
     "a decimal place that is a zero": ("0.1", "0.0999"),
     "a minus sign of its own": ("\u22121.5", "\u22121.6"),
     "a unit of a number with thousands": ("1,999.9", "2,000.0"),
+    "a unit of a number with millions": ("1,999,999.9", "2,000,000.0"),
     "beyond all exponents": ("1e9999999999999999999", "1e9999999999999999999"),
 }
 DIFFERENT = {
@@ -191,6 +192,7 @@ def test_nbval_finds_what_differs(verdicts):
         "a unit of the last place": (says("print('0.124')", "0.123"), "PASSED"),
         "two units": (says("print('0.125')", "0.123"), "FAILED"),
         "a warning": (says("import sys; print('2', file=sys.stderr)", "1", name="stderr"), "PASSED"),
+        "a warning that is new": (says("import sys; print(1); print(2, file=sys.stderr)", "1"), "PASSED"),
         "output was not stored": (("print(1)", [], []), "FAILED"),
         "output was not made": (says("pass", "1"), "FAILED"),
         "a stream of another name": (says("pass", "1", name="metadata"), "FAILED"),
@@ -203,9 +205,9 @@ def test_nbval_finds_what_differs(verdicts):
     assert dict(zip(cells, found, strict=True)) == {name: verdict for name, (_, verdict) in cells.items()}
     assert "small.ipynb, cell 4: a picture cannot be read" in text
     assert "small.ipynb, cell 5: an output of kind application/pdf cannot be compared, only image/png" in text
-    assert "small.ipynb, cell 12: a stream 'metadata' cannot be compared, only stdout" in text
-    assert "small.ipynb, cell 13: a carriage return hides what stands before it" in text
-    assert "small.ipynb, cell 16: a picture cannot be read" in text
+    assert "small.ipynb, cell 13: a stream 'metadata' cannot be compared, only stdout" in text
+    assert "small.ipynb, cell 14: a carriage return hides what stands before it" in text
+    assert "small.ipynb, cell 17: a picture cannot be read" in text
 
 
 def test_noise_finds_digits_of_the_processor(verdicts):

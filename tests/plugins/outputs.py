@@ -176,11 +176,8 @@ class Cell(nbval.plugin.IPyNbCell):
                 raise
         else:
             self.raise_cell_error(f"{self.place}: the tag `exact` is not needed: the cell holds under noise")
-        self.switch_noise("off")
-        try:
-            super().runtest()
-        finally:
-            self.switch_noise("on")
+        self.switch_noise("off")  # until the next cell
+        super().runtest()
 
     def switch_noise(self, state):
         """Noise on or off in the kernel from now on. Raises an error if the kernel cannot."""
