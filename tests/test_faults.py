@@ -77,8 +77,10 @@ def test_a_fault_can_be_planted_and_leaves_python(fault):
 
 def test_the_stored_table_has_these_faults_and_all_were_seen_twice():
     table = (ROOT / "tests" / "FAULTS.md").read_text(encoding="utf-8")
-    rows = [line.split(" | ")[:2] for line in table.splitlines()[2:] if line.startswith("|")]
-    assert rows == [[f"| {fault.name}", fault.what] for fault in FAULTS]
+    rows = [line.strip("| ").rsplit(" | ", 2) for line in table.splitlines()[2:] if line.startswith("|")]
+    assert [row[0] for row in rows] == [f"{fault.name} | {fault.what}" for fault in FAULTS]
+    for (_, unit_test, cell), fault in zip(rows, FAULTS, strict=True):
+        assert unit_test.startswith(fault.test) and cell.startswith(f"{fault.chapter}, cell "), (unit_test, cell)
     assert table.endswith(f"\n{len(FAULTS)} of {len(FAULTS)} seen twice\n") and "**" not in table
 
 
