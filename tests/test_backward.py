@@ -181,6 +181,8 @@ def test_the_first_target_outside_the_classes_is_named(target):
     where = rf"^cross_entropy_backward: target symbol {target} at position \[1\] is outside the vocabulary, 0 to 4$"
     with pytest.raises(ValueError, match=where):
         cross_entropy_backward(torch.ones(3, 5), torch.tensor([0, target, -7]))
+    with pytest.raises(ValueError, match=where):
+        cross_entropy_backward(torch.ones(3, 5), torch.tensor([0, target, 4]))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
