@@ -33,7 +33,7 @@ def pytest_collection_finish():
 
 def needs_absent_data(notebook) -> bool:
     """Whether a chapter reproduces the published reference run, and that run's data are not on this machine."""
-    if "reference_run" not in notebook.read_text(encoding="utf-8"):
+    if "reference_run" not in notebook.read_text(encoding="utf-8", errors="replace"):
         return False
     import reference_run
 
