@@ -249,7 +249,8 @@ def pytest_collectstart(collector):
     try:
         nbformat.validate(nbformat.read(collector.path, as_version=4))
     except Exception as error:  # a file can be wrong in many ways, and nbformat has an exception for each
-        why = f"{collector.path.name} is no notebook: {type(error).__name__}: {str(error).splitlines()[0]}"
+        first, *_ = str(error).splitlines() or [""]
+        why = f"{collector.path.name} is no notebook: {type(error).__name__}: {first}"
 
         def refuse():
             raise collector.CollectError(why)
