@@ -37,8 +37,8 @@ TEXTS = {"text/plain", "text/html", "text/markdown", "text/latex"}
 TOLERANCE = 2.0
 """Of 255, root mean square over all pixels and channels. A thin curve in another place is beyond it."""
 MARK, LOCAL_TOLERANCE = 8, 40.0
-"""A square of so many pixels, and by how much it may differ in the mean. A marker that snaps to the next pixel makes 30,
-another digit 60 and more."""
+"""A square of so many pixels, and by how much it may differ in the mean. A marker that snaps to the next pixel makes
+30, another digit 60 and more."""
 
 _NUMBER = re.compile(
     r"( *)(?<![\w.])([-+\u2212]?)"
