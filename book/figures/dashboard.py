@@ -333,5 +333,5 @@ def answered(
         f"{first:.2f}; log 27 is {math.log(27):.2f}",
         *verdicts(build(0), given, 0.1),
         f"{heart:.1f} nats after 90 steps; the least possible on this batch is {floor:.1f}",
-        f"its inputs are worth {gain:+.2f} nats, each run at its best rate".replace("-0.00", "+0.00"),
+        f"its inputs are worth {gain:+.1f} nats, each run at its best rate".replace("-0.0", "+0.0"),
     ]
