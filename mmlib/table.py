@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mmlib.stats import Interval
 
-LINE = 96  # characters of a line of code or output that a page of the book shows without scrolling
+LINE = 96  # characters of a line of output that a page of the book shows without scrolling
 _DIGITS = 3  # significant digits of the largest number of a column
 
 
