@@ -288,8 +288,9 @@ def test_a_result_that_autograd_has_saved_may_be_noisy_in_place():
 def test_noise_does_not_end():
     x = torch.linspace(0, 1, 1000)
     with noise(0):
-        assert all(not torch.equal(x.exp(), torch.exp2(x)) for _ in range(3000))
-        assert not torch.equal(x.exp(), x.exp())
+        for _ in range(3000):
+            noisy = x.exp()
+        assert not torch.equal(noisy, x.exp())
 
 
 def test_tensors_of_any_layout_and_device():
