@@ -10,9 +10,10 @@
   notebook and cell.
 
 With --noise SEED every chapter runs under rounding noise (mmlib.noise): its kernel's start-up file brings the switch,
-and a kernel that cannot be switched is an error. The file seeds torch's global random state too, which is another one in every process otherwise: what fails under a seed
-fails under it again. A cell whose very subject is exact arithmetic carries the tag `exact`: it has to fail under noise,
-or the tag is not needed, and is then run again without. So it has to say the same when it is run twice.
+and a kernel that cannot be switched is an error. The file seeds torch's global random state too, which is another one
+in every process otherwise: what fails under a seed fails under it again. A cell whose very subject is exact arithmetic
+carries the tag `exact`: it has to fail under noise, or the tag is not needed, and is then run again without. So it has
+to say the same when it is run twice.
 """
 
 import base64
